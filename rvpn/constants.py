@@ -1,0 +1,93 @@
+"""
+Numbers and names that both ends must agree on, and the sizes and times that rvpn chose.
+
+The first half is fixed by a specification, named beside each value; the second half is ours to tune.
+"""
+
+from enum import Enum, IntEnum, unique
+
+# --- Fixed by specifications --------------------------------------------------------------------
+
+#: The first four bytes of a key exchange datagram: RFC 3948's non-ESP marker.
+KEY_EXCHANGE_MARKER = b"\0\0\0\0"
+#: The SPI of session control packets, the patent's heartbeat SPI.
+CONTROL_SPI = 0xFFFFFFFF
+#: RFC 3948 section 2.3.
+NAT_KEEPALIVE = b"\xff"
+#: SPIs 1 to 255 are reserved (RFC 4303 section 2.1), 0xFFFFFFFF is the control SPI.
+MIN_SPI, MAX_SPI = 256, 0xFFFFFFFE
+#: The UDP port of RFC 3948, so that Wireshark and scapy read what we send.
+DEFAULT_PORT = 4500
+#: RFC 8200 section 5: every IPv6 link carries packets of this many bytes, so no tunnel MTU is smaller.
+MIN_TUNNEL_MTU = 1280
+UDP_HEADER = 8
+IP_HEADER = {4: 20, 6: 40}
+
+
+@unique
+class NextHeader(IntEnum):
+    """What an ESP packet carries (RFC 4303 section 2.6)."""
+
+    IPV4 = 4
+    IPV6 = 41
+    DUMMY = 59
+
+
+@unique
+class TransformID(IntEnum):
+    """ESP transforms, by their numbers in the IANA registry of IKEv2 encryption transforms."""
+
+    AES_GCM_16_256 = 20
+    CHACHA20_POLY1305 = 28
+
+
+@unique
+class Mechanism(IntEnum):
+    """Ways to authenticate; the number is the one in key exchange datagrams."""
+
+    NOISE = 1
+    TLS = 2
+
+
+@unique
+class Role(Enum):
+    """Which end of the tunnel this node is."""
+
+    CLIENT = "client"
+    GATEWAY = "gateway"
+
+
+@unique
+class HeartbeatMode(Enum):
+    """The patent's three settings of `Heartbeat` (R9)."""
+
+    NONE = "NONE"
+    DEFERRED = "DEFERRED"
+    INSTANT = "INSTANT"
+
+
+# --- Chosen by rvpn -----------------------------------------------------------------------------
+
+#: Version byte of key exchange datagrams.
+KEY_EXCHANGE_VERSION = 1
+#: Packets that may arrive out of order without being taken for replays (RFC 6479); at least 4096.
+REPLAY_WINDOW = 4096
+#: An SA is renewed after this many packets, and never used beyond the hard limit below the 32-bit wrap.
+REKEY_PACKETS = 1 << 31
+HARD_LIMIT_PACKETS = 0xFFFFFFFF - (1 << 16)
+#: Seconds an inbound SA stays open after its successor was confirmed.
+OLD_SA_LINGER = 10.0
+#: Packets that wait for one cluster's session, the oldest dropped first (R2).
+QUEUE_LENGTH = 64
+#: Seconds for one exchange with one gateway before the next is tried (R3).
+EXCHANGE_TIME = 2.0
+#: Seconds before a rejected key request may be repeated: the first and the longest (R3).
+BACKOFF_FIRST, BACKOFF_LAST = 1.0, 8.0
+#: Seconds an unanswered token waits for its retransmission; after so many the wait doubles each time.
+RETRANSMIT_INTERVAL, RETRANSMIT_CONSTANT = 0.1, 6
+#: Largest UDP payload of key exchange datagrams: fits the smallest IPv6 MTU.
+KEY_EXCHANGE_DATAGRAM = 1232
+#: Seconds an SA lives by default (`KeyLifetime`): 120 minutes.
+KEY_LIFETIME = 7200.0
+#: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).
+PATH_MTU_LIFETIME = 600.0

@@ -1,0 +1,219 @@
+"""
+The shapes that pass between modules: addresses and paths, batches of packets, actions, and the protocols that
+key exchange mechanisms and nodes implement.
+
+Nothing here does anything; a module that needs one of these needs no other rvpn module to describe it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple, Protocol
+
+from rvpn.constants import Mechanism, TransformID
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class Endpoint(NamedTuple):
+    """A UDP address and port."""
+
+    address: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        """Write it as URLs do: 192.0.2.1:4500, [2001:db8::1]:4500."""
+        return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
+
+
+class Path(NamedTuple):
+    """Where datagrams go: the peer's endpoint, and the local address they leave from (None: the kernel's choice)."""
+
+    remote: Endpoint
+    local: IPAddress | None = None
+
+
+class RandomSource(Protocol):
+    """The part of `random.SystemRandom` that rings 0 to 2 use; tests pass a seeded `random.Random`."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+
+    def randbytes(self, n: int, /) -> bytes:
+        """Return n random bytes."""
+
+    def shuffle(self, x: list[IPAddress], /) -> None:
+        """Shuffle in place."""
+
+
+class DatagramBatch:
+    """
+    Datagrams to or from one path, one behind another in a caller-owned buffer.
+
+    All have `size` bytes but the last, which may be shorter: the shape of UDP_SEGMENT and UDP_GRO. Whoever fills
+    it sets `path`, `size`, `length` (bytes in use) and `count`.
+    """
+
+    __slots__ = ("buffer", "count", "length", "path", "size", "view")
+
+    def __init__(self, capacity: int) -> None:
+        self.buffer = bytearray(capacity)
+        self.view = memoryview(self.buffer)
+        self.path: Path | None = None
+        self.size = self.length = self.count = 0
+
+    def clear(self) -> None:
+        """Forget the datagrams; the buffer stays."""
+        self.path = None
+        self.size = self.length = self.count = 0
+
+
+class PacketBatch:
+    """Inner packets in a caller-owned buffer: `spans` holds the start and end of each."""
+
+    __slots__ = ("buffer", "length", "spans", "view")
+
+    def __init__(self, capacity: int) -> None:
+        self.buffer = bytearray(capacity)
+        self.view = memoryview(self.buffer)
+        self.length = 0
+        self.spans: list[tuple[int, int]] = []
+
+    def clear(self) -> None:
+        """Forget the packets; the buffer stays."""
+        self.length = 0
+        self.spans.clear()
+
+
+# --- Actions: what a state machine asks its shell to do -------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one datagram."""
+
+    datagram: bytes = field(repr=False)
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Write one inner packet to the TUN device (an ICMP error for the sender of a packet we cannot carry)."""
+
+    packet: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    Something worth a line in the log.
+
+    `message` is a format string over `fields`, as twisted.logger's. Fields are str, int, float or bool and never
+    secret.
+    """
+
+    message: str
+    fields: dict[str, str | int | float | bool] = field(default_factory=dict)
+    warning: bool = False
+
+
+Action = Send | Deliver | Event
+
+
+# --- Key exchange ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who authenticated: for `noise` the base64 text of the static public key."""
+
+    mechanism: Mechanism
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """
+    What each end tells the other inside the authenticated part of a key exchange (DESIGN 4).
+
+    `transforms` is the initiator's offer in its order of preference, or the acceptor's single choice. `lifetime`
+    is in seconds. `inner_addresses` are those the client uses inside the tunnel. `refusal`, from the acceptor
+    alone, says that it knows the initiator but takes no session from it, and why (short text).
+    """
+
+    spi: int
+    transforms: tuple[TransformID, ...]
+    inner_addresses: tuple[IPAddress, ...] = ()
+    lifetime: float = 0.0
+    refusal: str = ""
+
+
+class SecurityContext(Protocol):
+    """
+    One end of an authentication, after RFC 2743's init_sec_context and accept_sec_context.
+
+    It is a calculation over tokens: it knows nothing of sockets, time or retransmission.
+    """
+
+    @property
+    def established(self) -> bool:
+        """Whether the peer is authenticated and keys exist; only then are the other members of use."""
+
+    @property
+    def peer(self) -> PeerIdentity:
+        """Who the other end is."""
+
+    @property
+    def peer_parameters(self) -> Parameters:
+        """What the other end said."""
+
+    def step(self, token: bytes | None) -> bytes | None:
+        """
+        Take the peer's token (None: the initiator's first call) and return the next one to send, if any.
+
+        Raises `RemoteError` (AUTHENTICATION_FAILED or MALFORMED_KEY_EXCHANGE) on any token that does not belong
+        here; the context is of no further use then.
+        """
+
+    def export(self, label: bytes, length: int) -> bytes:
+        """Return `length` secret bytes that both ends agree on and nobody else knows, different for each label."""
+
+
+# --- A node ------------------------------------------------------------------------------------------
+
+
+class Node(Protocol):
+    """
+    A client or a gateway as a calculation: packets, datagrams and time in, filled batches and actions out.
+
+    `now` is in seconds on a clock that never goes back. The shell owns sockets, the TUN device and one timer, which
+    it sets to `deadline()` after each call.
+    """
+
+    def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
+        """Seal one inner packet from the host into `datagrams` (empty before; left empty if nothing is to go)."""
+
+    def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
+        """Open received ESP and session control datagrams; inner packets for the host are added to `packets`."""
+
+    def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
+        """Take one received key exchange datagram."""
+
+    def path_mtu(self, remote: IPAddress, mtu: int, now: float) -> Sequence[Action]:
+        """Learn that the path to `remote` carries packets of at most `mtu` bytes, IP header included."""
+
+    def deadline(self) -> float | None:
+        """Return when `advance` is to be called next, or None."""
+
+    def advance(self, now: float) -> Sequence[Action]:
+        """Do what is due."""
+
+    def close(self, now: float) -> Sequence[Action]:
+        """Tell every peer that its session ends (the service waits for `quiet` or a second)."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether, after `close`, no acknowledgement is outstanding."""
+
+    def drop(self, reason: "object", count: int = 1) -> None:
+        """Count packets that the shell could not deliver."""
