@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Protocol
 
 from rvpn.constants import Mechanism, TransformID
+from rvpn.errors import DropReason
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -215,5 +216,5 @@ class Node(Protocol):
     def quiet(self) -> bool:
         """Whether, after `close`, no acknowledgement is outstanding."""
 
-    def drop(self, reason: "object", count: int = 1) -> None:
+    def drop(self, reason: DropReason, count: int = 1) -> None:
         """Count packets that the shell could not deliver."""

@@ -1,0 +1,77 @@
+"""
+What a policy file says, as frozen values (DESIGN 7). `grammar` makes them from text, `lookup` searches them.
+
+Times are in seconds. A tunnel entry for a single gateway holds a cluster of one, named by the address.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+
+from rvpn.constants import DEFAULT_PORT, EXCHANGE_TIME, KEY_LIFETIME, HeartbeatMode, TransformID
+from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Gateways for the same targets, in the order of the policy file."""
+
+    name: str
+    members: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """`Tunnel<number>`: targets from `first` to `last` are behind `cluster` (None: AUTO, R15)."""
+
+    number: int
+    first: IPAddress
+    last: IPAddress
+    cluster: Cluster | None
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """`RedirectTunnel<number>`: where AUTO finds `server`, use `cluster` instead (R15)."""
+
+    number: int
+    server: IPAddress
+    cluster: Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """`Client<number>`: who may come, with which inner addresses, and where it can be called (R12)."""
+
+    number: int
+    identity: PeerIdentity
+    inner_addresses: tuple[IPAddress, ...]
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A whole policy file. `inner_addresses` None means `own` (R18): the client's outer address."""
+
+    heartbeat: HeartbeatMode = HeartbeatMode.NONE
+    heartbeat_response_time: float | None = 1.0
+    heartbeat_defer_time: float | None = 5.0
+    randomize_clusters: bool = True
+    port: int = DEFAULT_PORT
+    listen: tuple[IPAddress, ...] = ()
+    transforms: tuple[TransformID, ...] = (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305)
+    key_lifetime: float = KEY_LIFETIME
+    exchange_time: float = EXCHANGE_TIME
+    clusters: tuple[Cluster, ...] = ()
+    tunnels: tuple[Tunnel, ...] = ()
+    redirects: tuple[Redirect, ...] = ()
+    private_key: str | None = None
+    preshared_key: str | None = None
+    peers: Mapping[IPAddress, PeerIdentity] = field(default_factory=dict)
+    clients: tuple[Client, ...] = ()
+    device_name: str = "rvpn0"
+    inner_addresses: tuple[IPAddress, ...] | None = None
+    lan_interface: str | None = None
+    lan_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    control_socket: str | None = None
+    state_directory: str | None = None
