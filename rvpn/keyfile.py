@@ -1,0 +1,103 @@
+"""
+Secret key files: `keygen` makes them, the services and `policy check` read them.
+
+A file holds 32 bytes in base64 on one line: a Curve25519 private key (RFC 7748) or a preshared key, which
+differ in use, not in form. It is created for its owner alone and is refused when anybody else could have read
+it: a key that leaked is to be replaced, not used.
+"""
+
+import os
+import stat
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from pathlib import Path
+
+from nacl.public import PrivateKey
+
+from rvpn.errors import LocalError
+
+KEY_LENGTH = 32
+#: A key line is 45 bytes; whatever is longer than this is no key file.
+LONGEST_FILE = 256
+_OWNER_ONLY = 0o600
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def create(path: str) -> str:
+    """
+    Make a private key, store it in a new file and return the public key as base64.
+
+    Raises `LocalError` if the file exists or cannot be written; an existing file is never touched.
+    """
+    private = PrivateKey.generate()
+    _write(path, bytes(private))
+    return b64encode(bytes(private.public_key)).decode()
+
+
+def create_preshared(path: str) -> None:
+    """Make a preshared key and store it in a new file. Raises `LocalError` as `create` does."""
+    _write(path, os.urandom(KEY_LENGTH))
+
+
+def public_key(path: str) -> str:
+    """Return the base64 public key of the private key in `path`. Raises `LocalError` as `load` does."""
+    return b64encode(bytes(PrivateKey(load(path)).public_key)).decode()
+
+
+def load(path: str) -> bytes:
+    """
+    Return the 32 secret bytes in `path`.
+
+    Raises `LocalError` with path, what was found, what was expected and what to do; never quotes the content.
+    """
+    try:
+        # Non-blocking, so that a FIFO is refused below instead of waited for.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            _refuse_exposed(path, os.fstat(file.fileno()))
+            text = file.read(LONGEST_FILE + 1)
+    except FileNotFoundError:
+        raise LocalError(f"{path}: no such key file; make one with: rvpn keygen {path}") from None
+    except OSError as error:
+        raise LocalError(f"{path}: cannot read this key file: {error.strerror}") from None
+    return _decode(path, text)
+
+
+def _write(path: str, secret: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_ONLY)
+    except FileExistsError:
+        raise LocalError(f"{path}: exists already and is left as it is; choose another name") from None
+    except OSError as error:
+        raise LocalError(f"{path}: cannot create this key file: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(b64encode(secret) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        Path(path).unlink(missing_ok=True)
+        raise LocalError(f"{path}: cannot write this key file: {error.strerror}") from None
+
+
+def _refuse_exposed(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise LocalError(f"{path}: found something that is not a regular file, expected a key file")
+    if status.st_mode & _OTHERS:
+        mode = stat.S_IMODE(status.st_mode)
+        raise LocalError(
+            f"{path}: found mode {mode:04o}, expected 0600: others may have read this key; make a new one, "
+            f"or, if nobody else uses this machine: chmod 600 {path}"
+        )
+
+
+def _decode(path: str, text: bytes) -> bytes:
+    try:
+        secret = b64decode(text.strip(), validate=True) if len(text) <= LONGEST_FILE else b""
+    except (Base64Error, ValueError):
+        raise LocalError(
+            f"{path}: found no base64, expected a key of {KEY_LENGTH} bytes as base64 on one line"
+        ) from None
+    if len(secret) != KEY_LENGTH:
+        found = f"{len(secret)} bytes" if secret else "an empty or overlong file"
+        raise LocalError(f"{path}: found {found}, expected a key of {KEY_LENGTH} bytes as base64 on one line")
+    return secret
