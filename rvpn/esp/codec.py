@@ -1,0 +1,79 @@
+"""
+The layout of an ESP packet (RFC 4303 section 2) with an AEAD of 8-byte IVs (RFC 4106, RFC 7634).
+
+    offset  bytes
+    0       4      SPI                                    } additional authenticated data
+    4       4      sequence number                        }
+    8       8      IV
+    16      n      inner packet                           }
+    16+n    0..3   padding 1, 2, 3                        } encrypted, a multiple of 4 bytes
+            1      padding length                         }
+            1      next header                            }
+            16     ICV
+
+The SPI and sequence number are those of RFC 4303 without extended sequence numbers. Nothing here holds a key:
+`sa` writes header and trailer around the inner packet before it encrypts, and reads the trailer after it has
+opened.
+"""
+
+from struct import Struct
+
+from rvpn.constants import IP_HEADER, UDP_HEADER, NextHeader
+from rvpn.errors import DropReason, RemoteError
+
+#: SPI, sequence number, IV.
+HEADER = Struct("!IIQ")
+#: Bytes of the header that are authenticated as additional data: SPI and sequence number.
+AAD_SIZE = 8
+ICV_SIZE = 16
+#: What an ESP packet has beside its encrypted part.
+OVERHEAD = HEADER.size + ICV_SIZE
+#: Padding length and next header.
+TRAILER_SIZE = 2
+#: Encrypted parts are multiples of this (RFC 4303 section 2.4).
+ALIGNMENT = 4
+#: The shortest ESP packet: an encrypted part of one aligned word.
+SHORTEST = OVERHEAD + ALIGNMENT
+#: The longest padding there can be: 1, 2, 3, ... (RFC 4303 section 2.4).
+PADDING = bytes(range(1, 256))
+
+#: What follows an inner packet of length n: `TRAILERS[next_header][n % ALIGNMENT]`.
+TRAILERS: dict[int, tuple[bytes, ...]] = {
+    next_header: tuple(
+        PADDING[:padding] + bytes((padding, next_header))
+        for padding in ((-remainder - TRAILER_SIZE) % ALIGNMENT for remainder in range(ALIGNMENT))
+    )
+    for next_header in NextHeader
+}
+
+
+def read_trailer(plaintext: memoryview, size: int) -> tuple[int, int]:
+    """
+    Return the length of the inner packet and the next header of the opened `plaintext[:size]`.
+
+    Padding may be longer than ours, as RFC 4303 allows. Raises `RemoteError` MALFORMED_ESP where it has
+    another content than section 2.4 demands, or is longer than what holds it.
+    """
+    end = size - TRAILER_SIZE
+    padding = plaintext[end]
+    length = end - padding
+    if length < 0 or plaintext[length:end] != PADDING[:padding]:
+        raise RemoteError(DropReason.MALFORMED_ESP, f"padding of {padding} bytes in {size}")
+    return length, plaintext[end + 1]
+
+
+def sealed_size(inner_length: int) -> int:
+    """Return the size in bytes of the ESP packet that carries `inner_length` bytes."""
+    padding = (-inner_length - TRAILER_SIZE) % ALIGNMENT
+    return OVERHEAD + inner_length + padding + TRAILER_SIZE
+
+
+def inner_mtu(path_mtu: int, outer_version: int) -> int:
+    """
+    Return the longest inner packet whose ESP in UDP over IPv4 or IPv6 fits into `path_mtu` bytes.
+
+    Neither IP options nor extension headers are counted, since we send none. MIN_TUNNEL_MTU is not applied
+    here.
+    """
+    encrypted = path_mtu - IP_HEADER[outer_version] - UDP_HEADER - OVERHEAD
+    return encrypted // ALIGNMENT * ALIGNMENT - TRAILER_SIZE

@@ -1,0 +1,49 @@
+"""
+The anti-replay window of RFC 4303 section 3.4.3, kept as RFC 6479 proposes: a ring of blocks that is never
+shifted.
+
+A block is one byte of eight sequence numbers. `check` before the packet is authenticated, `commit` after: a
+forged packet must not move the window.
+"""
+
+from rvpn.constants import REPLAY_WINDOW
+from rvpn.errors import DropReason, RemoteError
+
+
+class ReplayWindow:
+    """
+    Which of the last `size` sequence numbers have been seen.
+
+    `size` is a multiple of 8. `reason` is what a refusal is counted as. `highest` is the highest sequence
+    number committed. Number 0 is never sent (RFC 4303 section 2.2), so it counts as seen.
+    """
+
+    __slots__ = ("_blocks", "_count", "_reason", "highest", "size")
+
+    def __init__(self, size: int = REPLAY_WINDOW, reason: DropReason = DropReason.REPLAYED) -> None:
+        self.size = size
+        self.highest = 0
+        self._reason = reason
+        # One block more than the window has, because it seldom ends with the highest number's block.
+        self._count = size // 8 + 1
+        self._blocks = bytearray(self._count)
+        self._blocks[0] = 1
+
+    def check(self, sequence: int) -> None:
+        """Raise `RemoteError` if the number was seen or is too old to tell."""
+        if sequence > self.highest:
+            return
+        seen = self._blocks[(sequence >> 3) % self._count] >> (sequence & 7) & 1
+        if seen or sequence <= self.highest - self.size:
+            raise RemoteError(self._reason, f"sequence {sequence} after {self.highest}")
+
+    def commit(self, sequence: int) -> None:
+        """Mark a number that `check` let pass as seen, and move the window up to it if it is the highest."""
+        block = sequence >> 3
+        if sequence > self.highest:
+            newest = self.highest >> 3
+            # What lies a whole ring ahead has left nothing behind: each block is cleared once at most.
+            for passed in range(max(newest, block - self._count) + 1, block + 1):
+                self._blocks[passed % self._count] = 0
+            self.highest = sequence
+        self._blocks[block % self._count] |= 1 << (sequence & 7)
