@@ -63,3 +63,7 @@ class RemoteError(RvpnError):
 
 class SAExhausted(RvpnError):
     """An outbound SA reached its hard packet limit; its IV counter must never wrap (RFC 4106 section 3.1)."""
+
+
+class CookieRequired(RvpnError):
+    """The first token of a key exchange could be a recording; its sender must prove to be fresh (DESIGN 4)."""
