@@ -8,7 +8,7 @@ Nothing here does anything; a module that needs one of these needs no other rvpn
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rvpn.constants import Mechanism, TransformID
 from rvpn.errors import DropReason
@@ -172,6 +172,10 @@ class SecurityContext(Protocol):
     def peer_parameters(self) -> Parameters:
         """What the other end said."""
 
+    @property
+    def own_parameters(self) -> Parameters:
+        """What this end said."""
+
     def step(self, token: bytes | None) -> bytes | None:
         """
         Take the peer's token (None: the initiator's first call) and return the next one to send, if any.
@@ -205,8 +209,11 @@ class Node(Protocol):
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """Take one received key exchange datagram."""
 
-    def path_mtu(self, remote: IPAddress, mtu: int, now: float) -> Sequence[Action]:
+    def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
         """Learn that the path to `remote` carries packets of at most `mtu` bytes, IP header included."""
+
+    def unreachable(self, remote: Endpoint, now: float) -> Sequence[Action]:
+        """Learn that this host has no way to send to `remote` (ENETUNREACH and its like)."""
 
     def deadline(self) -> float | None:
         """Return when `advance` is to be called next, or None."""
@@ -221,5 +228,8 @@ class Node(Protocol):
     def quiet(self) -> bool:
         """Whether, after `close`, no acknowledgement is outstanding."""
 
-    def drop(self, reason: DropReason, count: int = 1) -> None:
-        """Count packets that the shell could not deliver."""
+    def drop(self, reason: DropReason) -> None:
+        """Count a packet that the shell could not deliver."""
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return what `rvpn status --json` shows of sessions, exchanges and drops (docs/operations.md)."""

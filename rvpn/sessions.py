@@ -1,0 +1,194 @@
+"""
+The session cache: with whom this node has keys, and which of them are in use (R4).
+
+A `Session` is one client and one gateway. It holds `SAPair`s: what one key exchange yields, an inbound and an
+outbound SA and a control channel. Make-before-break (DESIGN 3): a new pair is added beside the old one, the node
+sends on the newest confirmed pair, and the old inbound SA stays open for a while for what is still under way.
+
+    key exchange -> SAPair (unconfirmed) -> a packet opened under it -> confirmed, sends -> superseded -> closed
+
+The cache finds pairs by the SPI of a datagram, and sessions by what identifies them here (a client: the gateway's
+address; a gateway: the client's identity), by inner address and by the peer's endpoint.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator
+
+from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, TransformID
+from rvpn.errors import DropReason, RemoteError
+from rvpn.esp.codec import inner_mtu
+from rvpn.esp.sa import InboundSA, OutboundSA
+from rvpn.interfaces import Endpoint, IPAddress, Parameters, Path, PeerIdentity, RandomSource, SecurityContext
+from rvpn.keyexchange.keys import derive
+from rvpn.session_control import ControlChannel
+
+#: No path MTU is known that is smaller than the TUN device's.
+UNLIMITED = 0xFFFF
+
+
+class SAPair:
+    """
+    What one key exchange yields: an SA in each direction and a control channel (DESIGN 3, 6).
+
+    `initiator` tells which end of the exchange this node was, `path` where the peer was during it. `confirmed` is
+    set once a packet opened under it proves that the peer has the keys.
+    """
+
+    __slots__ = ("confirmed", "control", "inbound", "initiator", "made_at", "outbound", "path", "session")
+
+    def __init__(
+        self,
+        context: SecurityContext,
+        mine: Parameters,
+        transform: TransformID,
+        *,
+        initiator: bool,
+        path: Path,
+        now: float,
+    ) -> None:
+        """Derive the keys from an established `context`; `mine` and the context's peer parameters give the SPIs."""
+        to_acceptor, to_initiator = derive(context)
+        sending, receiving = (to_acceptor, to_initiator) if initiator else (to_initiator, to_acceptor)
+        peer_spi = context.peer_parameters.spi
+        self.inbound = InboundSA(mine.spi, transform, receiving.esp_key, receiving.salt)
+        self.outbound = OutboundSA(peer_spi, transform, sending.esp_key, sending.salt)
+        self.control = ControlChannel(peer_spi, sending.control_key, receiving.control_key)
+        self.initiator = initiator
+        self.path = path
+        self.made_at = now
+        self.confirmed = False
+        self.session: Session | None = None
+
+
+class Session:
+    """
+    One client and one gateway that authenticated to each other.
+
+    `key` identifies it in the cache. `inner_addresses` are the client's (packed bytes). `sending` is the pair in
+    use for what goes out. Counters count inner packets and their bytes.
+    """
+
+    def __init__(
+        self, key: Hashable, peer: PeerIdentity, path: Path, inner_addresses: Iterable[IPAddress], now: float
+    ) -> None:
+        self.key = key
+        self.peer = peer
+        self.path = path
+        self.use_addresses(inner_addresses)
+        self.pairs: list[SAPair] = []
+        self.sending: SAPair | None = None
+        self.opened_at = self.received_at = now
+        self.closed = False
+        self.inner_mtu = UNLIMITED
+        self.packets_in = self.packets_out = self.bytes_in = self.bytes_out = 0
+
+    def use_addresses(self, inner_addresses: Iterable[IPAddress]) -> None:
+        """Take these for the client's inner addresses."""
+        self.inner_addresses = tuple(inner_addresses)
+        self.packed_addresses = frozenset(address.packed for address in self.inner_addresses)
+
+    def learn_path_mtu(self, path_mtu: int) -> bool:
+        """Lower the inner MTU to what a path of `path_mtu` bytes carries; return whether that changed anything."""
+        learnt = max(MIN_TUNNEL_MTU, inner_mtu(path_mtu, self.path.remote.address.version))
+        if learnt >= self.inner_mtu:
+            return False
+        self.inner_mtu = learnt
+        return True
+
+
+class SessionCache:
+    """All pairs and sessions of a node, and the ways to find them."""
+
+    def __init__(self, random: RandomSource) -> None:
+        self._random = random
+        self.by_spi: dict[int, SAPair] = {}
+        self.by_inner: dict[bytes, Session] = {}
+        self.by_endpoint: dict[Endpoint, Session] = {}
+        self._sessions: dict[Hashable, Session] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, key: Hashable) -> Session | None:
+        """Return the live session with `key`."""
+        return self._sessions.get(key)
+
+    def new_spi(self) -> int:
+        """Return a random SPI that no pair of this node has; it is the receiver who chooses (DESIGN 3)."""
+        while True:
+            spi = int.from_bytes(self._random.randbytes(4))
+            if MIN_SPI <= spi <= MAX_SPI and spi not in self.by_spi:
+                return spi
+
+    def add_pair(self, session: Session, pair: SAPair) -> None:
+        """
+        Open `pair` for what comes in. It sends only once confirmed, or if its initiator has nothing better (DESIGN 4).
+
+        Raises `RemoteError` in the one case in 2^32 that two exchanges under way chose the same SPI.
+        """
+        if pair.inbound.spi in self.by_spi:
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "the SPI is taken")
+        pair.session = session
+        session.pairs.append(pair)
+        self.by_spi[pair.inbound.spi] = pair
+        if session.sending is None and pair.initiator:
+            session.sending = pair
+
+    def establish(self, session: Session) -> None:
+        """Make `session` the live one of its key, its inner addresses and its endpoint."""
+        self._sessions[session.key] = session
+        self.by_endpoint[session.path.remote] = session
+        for address in session.packed_addresses:
+            self.by_inner[address] = session
+
+    def confirm(self, pair: SAPair) -> list[SAPair]:
+        """
+        The peer has the keys of `pair`: send on it from now on, on the path of its exchange.
+
+        A gateway's provisional session becomes the live one here, or hands its pair to the one that already is.
+        Returns the pairs that this one supersedes: those made before it.
+        """
+        pair.confirmed = True
+        session = pair.session
+        assert session is not None
+        live = self._sessions.get(session.key, session)
+        if live.sending is not None and live.sending.made_at > pair.made_at:
+            return []  # it was overtaken while its confirmation was under way
+        if live is not session:
+            session.pairs.remove(pair)
+            live.pairs.append(pair)
+            pair.session = live
+            self._unlist(live)
+            live.use_addresses(session.inner_addresses)
+        else:
+            self._unlist(live)
+        live.path = pair.path
+        live.sending = pair
+        self.establish(live)
+        return [old for old in live.pairs if old is not pair and old.made_at <= pair.made_at]
+
+    def remove_pair(self, pair: SAPair) -> None:
+        """Close `pair`: nothing opens under it any more."""
+        self.by_spi.pop(pair.inbound.spi, None)
+        session = pair.session
+        if session is not None and pair in session.pairs:
+            session.pairs.remove(pair)
+            if session.sending is pair:
+                session.sending = None
+
+    def retire(self, session: Session) -> None:
+        """End `session`: it sends nothing more; its pairs stay open until the caller removes them."""
+        session.closed = True
+        session.sending = None
+        self._unlist(session)
+
+    def _unlist(self, session: Session) -> None:
+        if self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
+        if self.by_endpoint.get(session.path.remote) is session:
+            del self.by_endpoint[session.path.remote]
+        for address in session.packed_addresses:
+            if self.by_inner.get(address) is session:
+                del self.by_inner[address]
