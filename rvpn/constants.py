@@ -77,6 +77,16 @@ REKEY_PACKETS = 1 << 31
 HARD_LIMIT_PACKETS = 0xFFFFFFFF - (1 << 16)
 #: Seconds an inbound SA stays open after its successor was confirmed.
 OLD_SA_LINGER = 10.0
+#: Seconds an inbound SA waits for the packet that confirms it.
+CONFIRMATION_TIME = 5.0
+#: An SA closes for good at its lifetime times this: by then several rekeys have failed.
+HARD_LIFETIME_FACTOR = 1.5
+#: A rekey begins at the SA's lifetime times a random number from this one to 1.
+REKEY_JITTER = 0.9
+#: Seconds after which an SA's packet count is looked at again.
+REKEY_WATCH_INTERVAL = 60.0
+#: How often a close is sent in all, and the seconds between.
+CLOSE_REPEATS, CLOSE_INTERVAL = 4, 0.1
 #: Packets that wait for one cluster's session, the oldest dropped first (R2).
 QUEUE_LENGTH = 64
 #: Seconds for one exchange with one gateway before the next is tried (R3).
@@ -91,3 +101,6 @@ KEY_EXCHANGE_DATAGRAM = 1232
 KEY_LIFETIME = 7200.0
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).
 PATH_MTU_LIFETIME = 600.0
+#: Where a service listens for `rvpn status` and keeps what outlives a process, by default.
+DEFAULT_CONTROL_SOCKET = "/run/rvpn/{role}.sock"
+DEFAULT_STATE_DIRECTORY = "/var/lib/rvpn/{role}"
