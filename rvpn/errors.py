@@ -66,4 +66,4 @@ class SAExhausted(RvpnError):
 
 
 class CookieRequired(RvpnError):
-    """The first token of a key exchange could be a recording; its sender must prove to be fresh (DESIGN 4)."""
+    """The first token of a key exchange may be a recording; its sender must prove to be fresh (DESIGN 4)."""

@@ -181,8 +181,8 @@ class SecurityContext(Protocol):
         Take the peer's token (None: the initiator's first call) and return the next one to send, if any.
 
         Raises `RemoteError` (AUTHENTICATION_FAILED or MALFORMED_KEY_EXCHANGE) on any token that does not belong
-        here, and `CookieRequired` on a first token that may be a recording. A mechanism whose tokens travel without
-        a cookie is left by a forged one as it was; of any other the context is of no further use then.
+        here, and `CookieRequired` on a first token that may be a recording. A mechanism whose tokens travel
+        without a cookie is left by a forged one as it was; of any other the context is of no further use then.
         """
 
     def export(self, label: bytes, length: int) -> bytes:

@@ -1,1 +1,11 @@
-"""TODO."""
+"""
+The key exchange: GSS-like security contexts, and the transport that carries their tokens over UDP (DESIGN
+4).
+
+    noise     a mechanism: tokens in, tokens and key material out
+    initiator, acceptor    one exchange at the end that begins it; all exchanges at the end that answers
+    transport, fragments   tokens to datagrams and back, what was lost again
+    tokens    the layout of the datagrams
+    cookies   proof that an address receives what is sent to it, without state
+    parameters, keys       what both ends tell each other, and the keys they leave with
+"""

@@ -1,0 +1,409 @@
+"""
+The mechanism `noise`: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b as a security context (Noise revision 34).
+
+    <- s                                  the acceptor's public key, pinned in the initiator's policy
+    -> e, es, s, ss  timestamp parameters
+    <- e, ee, se, psk        parameters
+
+`SymmetricState` is Noise section 5.2, `Handshake` the two messages of the pattern, with and without psk2.
+`NoiseInitiator` and `NoiseAcceptor` add what rvpn puts into the payloads and export keys. One round trip; a
+message that does not authenticate leaves every state as it was, so that a forged one costs nothing but its
+own work.
+"""
+
+import copy
+import hashlib
+import hmac
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nacl.bindings import (
+    crypto_aead_chacha20poly1305_ietf_decrypt,
+    crypto_aead_chacha20poly1305_ietf_encrypt,
+    crypto_scalarmult,
+    crypto_scalarmult_base,
+)
+from nacl.exceptions import CryptoError
+
+from rvpn.constants import Mechanism
+from rvpn.errors import DropReason, LocalError, RemoteError
+from rvpn.interfaces import Parameters, PeerIdentity
+from rvpn.keyexchange import parameters as codec
+
+PROTOCOL = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b"
+#: The pre-shared key where the policy sets none.
+NO_PSK = bytes(32)
+#: Bytes of a TAI64N label: seconds and nanoseconds.
+TIMESTAMP = 12
+
+_KEY = 32
+_TAG = 16
+#: TAI64 labels count from here; TAI was ten seconds ahead when Unix time began.
+_TAI64_EPOCH = (1 << 62) + 10
+_NANOSECONDS = 1_000_000_000
+
+
+def public_key(private: bytes) -> bytes:
+    """Return the X25519 public key (32 bytes) of a private key (32 bytes, RFC 7748)."""
+    return crypto_scalarmult_base(private)
+
+
+def tai64n(unix_seconds: float) -> bytes:
+    """Return the TAI64N label of a time: 12 bytes that sort as the times do. Leap seconds are not counted."""
+    seconds, fraction = divmod(unix_seconds, 1)
+    nanoseconds = min(int(fraction * _NANOSECONDS), _NANOSECONDS - 1)
+    return (_TAI64_EPOCH + int(seconds)).to_bytes(8, "big") + nanoseconds.to_bytes(4, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """An X25519 key pair, 32 bytes each. Make a static one once: the public half costs as much as a DH."""
+
+    private: bytes = field(repr=False)
+    public: bytes
+
+    @classmethod
+    def of(cls, private: bytes) -> "KeyPair":
+        """Return the pair of a private key."""
+        return cls(private, public_key(private))
+
+
+@contextmanager
+def _authenticating() -> Iterator[None]:
+    """Turn PyNaCl's refusals into ours: forged ciphertexts, and public keys of low order."""
+    try:
+        yield
+    except CryptoError:
+        raise RemoteError(DropReason.AUTHENTICATION_FAILED) from None
+
+
+# --- The protocol -------------------------------------------------------------------------------------
+
+
+class SymmetricState:
+    """
+    Chaining key, transcript hash and cipher of a handshake (Noise sections 5.1 and 5.2).
+
+    In both patterns here the first encryption follows a DH, so there is always a key when one is needed.
+    """
+
+    def __init__(self, protocol: bytes) -> None:
+        """Take the hash function's name from that of the protocol."""
+        self._hash = protocol.rpartition(b"_")[2].decode().lower()
+        size = hashlib.new(self._hash).digest_size
+        self.handshake_hash = protocol.ljust(size, b"\0") if len(protocol) <= size else self._digest(protocol)
+        self._chaining_key = self.handshake_hash
+        self._key = b""
+        self._nonce = 0
+
+    def _digest(self, data: bytes) -> bytes:
+        return hashlib.new(self._hash, data).digest()
+
+    def hmac(self, key: bytes, data: bytes) -> bytes:
+        """Return HMAC (RFC 2104) with the protocol's hash."""
+        return hmac.digest(key, data, self._hash)
+
+    def _hkdf(self, material: bytes, outputs: int) -> list[bytes]:
+        """Noise section 4.3."""
+        secret = self.hmac(self._chaining_key, material)
+        found = [b""]
+        for number in range(1, outputs + 1):
+            found.append(self.hmac(secret, found[-1] + bytes([number])))
+        return found[1:]
+
+    def mix_hash(self, data: bytes) -> None:
+        """Add public data to the transcript."""
+        self.handshake_hash = self._digest(self.handshake_hash + data)
+
+    def mix_key(self, material: bytes) -> None:
+        """Add a shared secret."""
+        self._chaining_key, key = self._hkdf(material, 2)
+        self._key, self._nonce = key[:_KEY], 0
+
+    def mix_key_and_hash(self, material: bytes) -> None:
+        """Add a pre-shared key (Noise section 9)."""
+        self._chaining_key, transcript, key = self._hkdf(material, 3)
+        self.mix_hash(transcript)
+        self._key, self._nonce = key[:_KEY], 0
+
+    def _next_nonce(self) -> bytes:
+        """Noise section 12.3: four zero bytes and a little-endian counter."""
+        nonce = self._nonce
+        self._nonce += 1
+        return bytes(4) + nonce.to_bytes(8, "little")
+
+    def encrypt_and_hash(self, plaintext: bytes) -> bytes:
+        """Seal under the current key with the transcript as associated data."""
+        sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
+            plaintext, self.handshake_hash, self._next_nonce(), self._key
+        )
+        self.mix_hash(sealed)
+        return sealed
+
+    def decrypt_and_hash(self, ciphertext: bytes) -> bytes:
+        """Open what `encrypt_and_hash` sealed. Raises nacl's CryptoError on anything else."""
+        plaintext = crypto_aead_chacha20poly1305_ietf_decrypt(
+            ciphertext, self.handshake_hash, self._next_nonce(), self._key
+        )
+        self.mix_hash(ciphertext)
+        return plaintext
+
+    def split(self) -> tuple[bytes, bytes]:
+        """Return the two 32-byte keys of the finished handshake: the initiator's, the acceptor's."""
+        initiator, acceptor = self._hkdf(b"", 2)
+        return initiator[:_KEY], acceptor[:_KEY]
+
+
+class Handshake:
+    """
+    One end of IK or IKpsk2; the initiator calls `write_first` and `read_second`, the acceptor the other
+    two.
+
+    `psk` None means IK. The `read_` methods raise RemoteError(AUTHENTICATION_FAILED) and change nothing
+    then.
+    """
+
+    def __init__(
+        self,
+        protocol: bytes,
+        *,
+        prologue: bytes,
+        static: KeyPair,
+        ephemeral: bytes,
+        psk: bytes | None,
+        remote_static: bytes | None = None,
+    ) -> None:
+        """`remote_static` is the acceptor's public key, known to the initiator alone."""
+        self._static = static
+        self._ephemeral = KeyPair.of(ephemeral)
+        self._psk = psk
+        self._remote_static = remote_static or b""
+        self._remote_ephemeral = b""
+        self._symmetric = SymmetricState(protocol)
+        self._symmetric.mix_hash(prologue)
+        self._symmetric.mix_hash(remote_static or static.public)
+
+    @property
+    def symmetric(self) -> SymmetricState:
+        """The state after the last message, for its hash and keys."""
+        return self._symmetric
+
+    @property
+    def remote_static(self) -> bytes:
+        """The other end's public key."""
+        return self._remote_static
+
+    def write_first(self, payload: bytes) -> bytes:
+        """`e, es, s, ss`, and the payload."""
+        state = self._symmetric
+        self._mix_ephemeral(state, self._ephemeral.public)
+        with _authenticating():
+            state.mix_key(crypto_scalarmult(self._ephemeral.private, self._remote_static))
+            static = state.encrypt_and_hash(self._static.public)
+            state.mix_key(crypto_scalarmult(self._static.private, self._remote_static))
+        return self._ephemeral.public + static + state.encrypt_and_hash(payload)
+
+    def read_first(self, message: bytes) -> bytes:
+        """Return the payload of the other end's `write_first`; `remote_static` is known then."""
+        ephemeral, static, sealed = _cut(message, _KEY, _KEY + _TAG)
+        state = copy.copy(self._symmetric)
+        self._mix_ephemeral(state, ephemeral)
+        with _authenticating():
+            state.mix_key(crypto_scalarmult(self._static.private, ephemeral))
+            remote_static = state.decrypt_and_hash(static)
+            state.mix_key(crypto_scalarmult(self._static.private, remote_static))
+            payload = state.decrypt_and_hash(sealed)
+        self._symmetric, self._remote_static, self._remote_ephemeral = state, remote_static, ephemeral
+        return payload
+
+    def write_second(self, payload: bytes) -> bytes:
+        """`e, ee, se` and, with a PSK, `psk`; and the payload."""
+        state = self._symmetric
+        self._mix_ephemeral(state, self._ephemeral.public)
+        # read_first has seen that neither key is of low order.
+        state.mix_key(crypto_scalarmult(self._ephemeral.private, self._remote_ephemeral))
+        state.mix_key(crypto_scalarmult(self._ephemeral.private, self._remote_static))
+        self._mix_psk(state)
+        return self._ephemeral.public + state.encrypt_and_hash(payload)
+
+    def read_second(self, message: bytes) -> bytes:
+        """Return the payload of the other end's `write_second`."""
+        ephemeral, sealed = _cut(message, _KEY)
+        state = copy.copy(self._symmetric)
+        self._mix_ephemeral(state, ephemeral)
+        with _authenticating():
+            state.mix_key(crypto_scalarmult(self._ephemeral.private, ephemeral))
+            state.mix_key(crypto_scalarmult(self._static.private, ephemeral))
+            self._mix_psk(state)
+            payload = state.decrypt_and_hash(sealed)
+        self._symmetric = state
+        return payload
+
+    def _mix_ephemeral(self, state: SymmetricState, public: bytes) -> None:
+        state.mix_hash(public)
+        if self._psk is not None:  # Noise section 9.2
+            state.mix_key(public)
+
+    def _mix_psk(self, state: SymmetricState) -> None:
+        if self._psk is not None:
+            state.mix_key_and_hash(self._psk)
+
+
+def _cut(message: bytes, *sizes: int) -> list[bytes]:
+    """Cut off parts of these sizes; what remains is the sealed payload."""
+    parts, offset = [], 0
+    for size in sizes:
+        parts.append(message[offset : offset + size])
+        offset += size
+    if len(message) < offset + _TAG:
+        raise RemoteError(DropReason.AUTHENTICATION_FAILED, "message too short")
+    return [*parts, message[offset:]]
+
+
+# --- Security contexts ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Initiation:
+    """What an initiator said and who it is; `timestamp` is None where the mechanism has none."""
+
+    identity: PeerIdentity
+    timestamp: bytes | None
+    parameters: Parameters
+
+
+class _NoiseContext:
+    """What both ends are once established."""
+
+    def __init__(self, handshake: Handshake) -> None:
+        self._handshake = handshake
+        self._secret: bytes | None = None
+        self._peer_parameters: Parameters | None = None
+
+    @property
+    def established(self) -> bool:
+        """Whether the peer is authenticated."""
+        return self._secret is not None
+
+    @property
+    def peer(self) -> PeerIdentity:
+        """The peer's static public key in base64."""
+        return PeerIdentity(Mechanism.NOISE, b64encode(self._handshake.remote_static).decode())
+
+    @property
+    def peer_parameters(self) -> Parameters:
+        """What the peer said; once established."""
+        if self._peer_parameters is None:
+            raise LocalError("the security context is not established")
+        return self._peer_parameters
+
+    def export(self, label: bytes, length: int) -> bytes:
+        """Return secret bytes: RFC 5869's expansion of the extract over both keys of Noise's Split."""
+        if self._secret is None:
+            raise LocalError("the security context is not established")
+        exported = block = b""
+        number = 0
+        while len(exported) < length:
+            number += 1
+            block = self._handshake.symmetric.hmac(self._secret, block + label + bytes([number]))
+            exported += block
+        return exported[:length]
+
+    def _establish(self, peer_parameters: Parameters) -> None:
+        self._peer_parameters = peer_parameters
+        symmetric = self._handshake.symmetric
+        self._secret = symmetric.hmac(symmetric.handshake_hash, b"".join(symmetric.split()))
+
+
+class NoiseInitiator(_NoiseContext):
+    """The end that begins: it sends timestamp and parameters, and gets the acceptor's parameters."""
+
+    def __init__(
+        self,
+        static: KeyPair,
+        remote_static: bytes,
+        *,
+        ephemeral: bytes,
+        prologue: bytes,
+        timestamp: bytes,
+        parameters: Parameters,
+        psk: bytes = NO_PSK,
+    ) -> None:
+        """`ephemeral` is 32 random bytes, used for this context alone; `timestamp` is from `tai64n`."""
+        super().__init__(
+            Handshake(
+                PROTOCOL,
+                prologue=prologue,
+                static=static,
+                ephemeral=ephemeral,
+                psk=psk,
+                remote_static=remote_static,
+            )
+        )
+        self._timestamp = timestamp
+        self.parameters = parameters
+
+    def step(self, token: bytes | None) -> bytes | None:
+        """
+        Return the first message on the first call, take the second on the next.
+
+        Raises RemoteError, after which the true second message may still come, and LocalError if the public
+        key of the acceptor, as configured, is none.
+        """
+        if token is None:
+            payload = self._timestamp + codec.encode(self.parameters, codec.INITIATOR_LENGTH)
+            try:
+                return self._handshake.write_first(payload)
+            except RemoteError:
+                raise LocalError("the peer's public key in the policy is not a valid key") from None
+        if self.established:
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "established already")
+        payload = self._handshake.read_second(token)
+        self._establish(codec.decode(payload))
+        return None
+
+
+class NoiseAcceptor(_NoiseContext):
+    """
+    The end that answers. `authorize` decides with which parameters, if at all.
+
+    It is called once the initiator is authenticated, before anything is answered. It may raise RemoteError
+    to refuse, or CookieRequired if the timestamp does not show that the message is no recording; `step`
+    lets them pass.
+    """
+
+    def __init__(
+        self,
+        static: KeyPair,
+        *,
+        ephemeral: bytes,
+        prologue: bytes,
+        authorize: Callable[[Initiation], Parameters],
+        psk: bytes = NO_PSK,
+    ) -> None:
+        """`ephemeral` is 32 random bytes, used for this context alone."""
+        super().__init__(Handshake(PROTOCOL, prologue=prologue, static=static, ephemeral=ephemeral, psk=psk))
+        self._authorize = authorize
+        self._parameters: Parameters | None = None
+
+    @property
+    def parameters(self) -> Parameters:
+        """What `authorize` returned; once established."""
+        if self._parameters is None:
+            raise LocalError("the security context is not established")
+        return self._parameters
+
+    def step(self, token: bytes | None) -> bytes | None:
+        """Take the first message and return the second."""
+        if token is None or self.established:
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "no first message")
+        payload = self._handshake.read_first(token)
+        if len(payload) < TIMESTAMP:
+            raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "no timestamp")
+        offered = codec.decode(payload[TIMESTAMP:])
+        self._parameters = self._authorize(Initiation(self.peer, payload[:TIMESTAMP], offered))
+        answer = self._handshake.write_second(codec.encode(self._parameters))
+        self._establish(offered)
+        return answer
