@@ -23,6 +23,11 @@ _OWNER_ONLY = 0o600
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
+def beside(policy: str, name: str) -> str:
+    """Return the path of a file that a policy file names: relative to the directory of the policy."""
+    return str(Path(policy).parent / name)
+
+
 def create(path: str) -> str:
     """
     Make a private key, store it in a new file and return the public key as base64.

@@ -1,0 +1,83 @@
+"""The status of a service as text for people: headline, clusters, a line per session, exchanges, drops."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Status = dict[str, Any]
+_Column = tuple[str, Callable[[Status], str]]
+
+_IN_USE: _Column = ("IN USE", lambda session: "yes" if session["in_use"] else "")
+_GATEWAY: _Column = ("GATEWAY", lambda session: session["gateway"])
+_ENDPOINT: _Column = ("ENDPOINT", lambda session: session["endpoint"])
+_COMMON: tuple[_Column, ...] = (
+    ("INNER", lambda session: " ".join(session["inner_addresses"])),
+    ("AGE", lambda session: duration(session["age"])),
+    ("KEYS", lambda session: duration(session["key_age"])),
+    ("IDLE", lambda session: duration(session["idle"])),
+    ("IN", lambda session: f"{session['packets_in']:,} packets"),
+    ("", lambda session: size(session["bytes_in"])),
+    ("OUT", lambda session: f"{session['packets_out']:,} packets"),
+    ("", lambda session: size(session["bytes_out"])),
+    ("TRANSFORM", lambda session: session["transform"]),
+    ("PEER", lambda session: session["peer"]),
+)
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def text(status: Status) -> str:
+    """Return the report on one service. A status of another shape raises what the access to it raises."""
+    columns = (_GATEWAY, _IN_USE, *_COMMON) if status["role"] == "client" else (_ENDPOINT, *_COMMON)
+    exchanges = status["exchanges"]
+    return "\n".join(
+        [
+            f"{status['role']} (rvpn {status['version']}), up {duration(status['uptime'])}, "
+            f"device {status['device']}, MTU {status['mtu']}",
+            *(_section("clusters", map(_cluster, status["clusters"])) if "clusters" in status else []),
+            *_section("sessions", _table(columns, status["sessions"])),
+            f"exchanges: {exchanges['running']} running, {exchanges['established']} established, "
+            f"{exchanges['failed']} failed",
+            *_section("drops", _aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write a time in at most two units: 0.4s, 45s, 3m20s, 2h03m, 5d04h."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if not minutes:
+        return f"{rest}s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes}m{rest:02}s"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02}h" if days else f"{hours}h{minutes:02}m"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes in the largest binary unit that leaves at least 1: 312 B, 1.2 MiB."""
+    exponent = min((count.bit_length() - 1) // 10, len(_UNITS)) if count else 0
+    return f"{count / (1 << 10 * exponent):.1f} {_UNITS[exponent - 1]}" if exponent else f"{count} B"
+
+
+def _cluster(cluster: Status) -> str:
+    used = f"in use {cluster['in_use']}" if cluster["in_use"] else "none in use"
+    waiting = f", {cluster['waiting']} packets waiting" if cluster["waiting"] else ""
+    return f"{cluster['name']}: {used}, order {' '.join(cluster['order'])}{waiting}"
+
+
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    """Return the indented lines under their title, or one line if there is nothing to tell."""
+    indented = [f"  {line}" for line in lines]
+    return [f"{title}:", *indented] if indented else [f"{title}: none"]
+
+
+def _table(columns: Sequence[_Column], rows: Sequence[Status]) -> list[str]:
+    titles = [title for title, _ in columns]
+    return _aligned([titles, *([cell(row) for _, cell in columns] for row in rows)]) if rows else []
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

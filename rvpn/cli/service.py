@@ -1,0 +1,102 @@
+"""`rvpn status` and `rvpn reload`: talk to the services on this machine through their control sockets."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rvpn import __version__
+from rvpn.cli import report
+from rvpn.cli.control_client import ask
+from rvpn.cli.subcommand import Subparsers
+from rvpn.constants import DEFAULT_CONTROL_SOCKET, Role
+from rvpn.errors import LocalError
+from rvpn.policy import Policy, PolicyError, load
+
+#: Seconds that reading a policy of thousands of entries may take.
+RELOAD_TIME = 30.0
+
+
+def register(commands: Subparsers) -> None:
+    """Add both commands."""
+    status = commands.add_parser(
+        "status",
+        help="show what the services on this machine are doing",
+        description="Show the sessions, traffic and dropped packets of the running services.",
+    )
+    status.add_argument(
+        "--json", action="store_true", help="print one JSON object per service, each on a line"
+    )
+    _add_place(status)
+    status.set_defaults(run=_status)
+    reload = commands.add_parser(
+        "reload",
+        help="make running services read their policy again",
+        description="Make running services read their policy again. A policy with errors changes nothing, "
+        "and tunnels that it does not change keep their sessions.",
+    )
+    _add_place(reload)
+    reload.set_defaults(run=_reload)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--socket",
+        metavar="PATH",
+        help="the service's control socket (default: "
+        + " and ".join(DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in Role)
+        + ", whichever exists)",
+    )
+    place.add_argument("--policy", metavar="FILE", help="take the control socket from this policy")
+
+
+def _status(options: argparse.Namespace) -> int:
+    return _ask_each(options, "status", 5.0, json.dumps if options.json else report.text)
+
+
+def _reload(options: argparse.Namespace) -> int:
+    return _ask_each(options, "reload", RELOAD_TIME, lambda answer: f"{answer['role']}: policy read again")
+
+
+def _ask_each(
+    options: argparse.Namespace, command: str, timeout: float, show: Callable[[dict[str, Any]], str]
+) -> int:
+    """Print every service's answer; one that fails does not hide the others, but decides the exit code."""
+    code = 0
+    for path in _sockets(options):
+        try:
+            print(show(ask(path, command, timeout)))
+        except LocalError as error:
+            print(f"rvpn: error: {error}", file=sys.stderr)
+            code = 1
+        except (KeyError, TypeError, ValueError, AttributeError):
+            print(f"rvpn: error: {path}: the answer is not that of rvpn {__version__}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def _sockets(options: argparse.Namespace) -> list[str]:
+    """Return the control sockets to ask. Raises `LocalError` if none is named and none exists."""
+    if options.socket:
+        return [options.socket]
+    if options.policy:
+        named = _read_policy(options.policy).control_socket
+        if named:
+            return [named]
+    defaults = [DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in Role]
+    existing = [path for path in defaults if Path(path).exists()]
+    if not existing:
+        raise LocalError(f"no service runs here: neither {' nor '.join(defaults)} exists")
+    return existing
+
+
+def _read_policy(filename: str) -> Policy:
+    try:
+        return load(Path(filename).read_bytes(), filename)
+    except PolicyError as error:
+        raise LocalError(f"{error.diagnostics[0]}; rvpn policy check {filename} tells all") from None
+    except OSError as error:
+        raise LocalError(f"{filename}: cannot read this policy: {error.strerror}") from None

@@ -1,0 +1,374 @@
+"""The command line: what it prints, its exit codes, and one line for every mistake of the user."""
+
+import json
+import os
+import subprocess
+import sys
+from base64 import b64encode
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from rvpn import __version__, keyfile
+from rvpn.cli import main, report, service
+from rvpn.errors import LocalError
+
+SESSION = {
+    "peer": b64encode(bytes(32)).decode(),
+    "gateway": "198.51.100.21",
+    "endpoint": "198.51.100.21:4500",
+    "transform": "aes-gcm-256",
+    "inner_addresses": ["10.8.0.2"],
+    "age": 7384.0,
+    "key_age": 201.3,
+    "idle": 0.4,
+    "bytes_in": 1234567,
+    "bytes_out": 512,
+    "packets_in": 1034,
+    "packets_out": 7,
+    "in_use": True,
+}
+STATUS = {
+    "role": "client",
+    "version": __version__,
+    "uptime": 8000.0,
+    "device": "rvpn0",
+    "mtu": 1426,
+    "sessions": [SESSION],
+    "clusters": [
+        {
+            "name": "1",
+            "order": ["198.51.100.21", "198.51.100.22"],
+            "in_use": "198.51.100.21",
+            "waiting": 0,
+        }
+    ],
+    "exchanges": {"running": 0, "established": 1, "failed": 2},
+    "drops": {"no-session": 12, "replayed": 0},
+}
+POLICY = """
+[GENERAL]
+Heartbeat = INSTANT
+[IDENTITY]
+PrivateKey = client.key
+[PEERS]
+143.1.0.64 = AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+143.1.1.157 = AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=
+[CLUSTER]
+Cluster 1 = 143.1.0.64 143.1.1.157
+[TUNNEL]
+Tunnel1 = 143.1.0.24 - 143.1.0.30 Cluster 1
+[DEVICE]
+InnerAddress = 10.8.0.2
+"""
+
+
+class Outcome(NamedTuple):
+    """How a run of `rvpn` ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def rvpn(*arguments: str) -> Outcome:
+    """Run the command in this process."""
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as end:  # how argparse leaves
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+class ArgumentTests(SynchronousTestCase):
+    """Arguments are explained when asked for and refused in one line when wrong."""
+
+    def test_version(self) -> None:
+        """`--version` names program and version."""
+        self.assertEqual(rvpn("--version"), Outcome(0, f"rvpn {__version__}\n", ""))
+
+    def test_help(self) -> None:
+        """Every command explains itself, and the first page names all of them, `lab` too."""
+        overview = rvpn("--help")
+        for command in ("keygen", "pubkey", "policy", "status", "reload", "lab"):
+            self.assertIn(f"\n    {command} ", overview.out)
+            self.assertEqual(rvpn(command, "--help").code, 0)
+        self.assertIn("exit code", rvpn("policy", "check", "--help").out)
+
+    def test_wrong_arguments(self) -> None:
+        """Wrong arguments: one line that names the fault and where help is, exit code 2."""
+        for arguments, fault in (
+            ((), "COMMAND"),
+            (("dance",), "dance"),
+            (("keygen",), "FILE"),
+            (("policy",), "COMMAND"),
+            (("policy", "check"), "FILE"),
+            (("status", "--jso"), "--jso"),
+            (("status", "--socket", "a", "--policy", "b"), "not allowed with"),
+        ):
+            outcome = rvpn(*arguments)
+            self.assertEqual((outcome.code, outcome.out), (2, ""))
+            self.assertRegex(outcome.err, r"\Arvpn.*: error: [^\n]*; rvpn.* --help tells more\n\Z")
+            self.assertIn(fault, outcome.err)
+
+    def test_light_commands_leave_the_lab_alone(self) -> None:
+        """`status` runs where pyroute2 and Twisted's reactor would only cost time and memory."""
+        code = (
+            "import sys; from rvpn.cli import main; main(['pubkey', '/nonexistent']); "
+            "sys.exit(bool({'pyroute2', 'twisted.internet.reactor', 'rvpn.lab.command'} & set(sys.modules)))"
+        )
+        self.assertEqual(subprocess.run([sys.executable, "-c", code], capture_output=True).returncode, 0)
+
+
+class EndTests(SynchronousTestCase):
+    """Whatever ends a command ends it quietly."""
+
+    def end(self, error: BaseException) -> Outcome:
+        """Run a command in whose midst `error` is raised."""
+
+        def fail(path: str) -> str:
+            raise error
+
+        self.patch(keyfile, "public_key", fail)
+        return rvpn("pubkey", "file")
+
+    def test_interrupt(self) -> None:
+        """Ctrl-C: exit code 130 and not a word."""
+        self.assertEqual(self.end(KeyboardInterrupt()), Outcome(130, "", ""))
+
+    def test_full_disk(self) -> None:
+        """An error of the machine is one line."""
+        outcome = self.end(OSError(28, "No space left on device"))
+        self.assertEqual(
+            (outcome.code, outcome.err), (1, "rvpn: error: [Errno 28] No space left on device\n")
+        )
+
+    def test_closed_pipe(self) -> None:
+        """A reader who has seen enough (`rvpn --help | head -1`) draws no traceback."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as out:
+            ended = subprocess.run(
+                [sys.executable, "-m", "rvpn", "pubkey", self.key()],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        self.assertEqual((ended.returncode, ended.stderr), (141, ""))
+
+    def key(self) -> str:
+        """Make a key file."""
+        path = self.mktemp()
+        keyfile.create(path)
+        return path
+
+
+class KeyTests(SynchronousTestCase):
+    """`keygen` and `pubkey`."""
+
+    def test_keygen(self) -> None:
+        """The public key is all that is printed, and `pubkey` prints the same."""
+        path = self.mktemp()
+        made = rvpn("keygen", path)
+        self.assertEqual((made.code, made.err), (0, ""))
+        self.assertRegex(made.out, r"\A[A-Za-z0-9+/]{43}=\n\Z")
+        self.assertEqual(rvpn("pubkey", path), made)
+
+    def test_keygen_again(self) -> None:
+        """A second `keygen` on the same file is refused in one line."""
+        path = self.mktemp()
+        rvpn("keygen", path)
+        again = rvpn("keygen", path)
+        self.assertEqual((again.code, again.out), (1, ""))
+        self.assertRegex(again.err, r"\Arvpn: error: [^\n]*exists already[^\n]*\n\Z")
+
+    def test_preshared(self) -> None:
+        """A preshared key has no public half to print."""
+        path = self.mktemp()
+        self.assertEqual(rvpn("keygen", "--preshared", path), Outcome(0, "", ""))
+        self.assertEqual(len(keyfile.load(path)), 32)
+
+
+class PolicyCheckTests(SynchronousTestCase):
+    """`policy check` prints every diagnostic and then a summary."""
+
+    def setUp(self) -> None:
+        """Write a sound policy and its key."""
+        self.directory = Path(self.mktemp())
+        self.directory.mkdir()
+        self.policy = str(self.directory / "client.ini")
+        self.key = self.directory / "client.key"
+        keyfile.create(str(self.key))
+        Path(self.policy).write_text(POLICY)
+
+    def test_sound(self) -> None:
+        """A sound policy draws the summary alone."""
+        self.assertEqual(
+            rvpn("policy", "check", self.policy), Outcome(0, "1 file: 0 errors, 0 warnings\n", "")
+        )
+
+    def test_exposed_key(self) -> None:
+        """A private key that others can read, found beside the policy, is a warning: exit code 0."""
+        self.key.chmod(0o644)
+        outcome = rvpn("policy", "check", self.policy)
+        self.assertEqual(outcome.code, 0)
+        self.assertIn("warning: ", outcome.out)
+        self.assertIn("0644", outcome.out)
+        self.assertTrue(outcome.out.endswith("1 file: 0 errors, 1 warning\n"))
+
+    def test_missing_key(self) -> None:
+        """A key file that is not there is a warning that says how to make it."""
+        self.key.unlink()
+        outcome = rvpn("policy", "check", self.policy)
+        self.assertEqual(outcome.code, 0)
+        self.assertIn("rvpn keygen", outcome.out)
+
+    def test_errors(self) -> None:
+        """Every file is read, unreadable ones too, and one error anywhere makes the exit code 1."""
+        bad = str(self.directory / "bad.ini")
+        Path(bad).write_bytes(b"[TUNNEL]\nTunnel1 = dog Cluster 1\nTunnel2 = \xff\n")
+        outcome = rvpn("policy", "check", bad, self.policy, "/nonexistent.ini")
+        self.assertEqual(outcome.code, 1)
+        self.assertIn(f"{bad}:2: error: ", outcome.out)
+        self.assertIn("/nonexistent.ini: error: cannot read this policy", outcome.out)
+        self.assertRegex(outcome.out, r"\n3 files: [0-9]+ errors, [0-9]+ warnings?\n\Z")
+
+
+class ServiceTests(SynchronousTestCase):
+    """`status` and `reload`, with an answer in the place of a service."""
+
+    def answer(self, **answers: object) -> None:
+        """Let sockets whose path is a keyword answer with its value, or raise it."""
+
+        def ask(path: str, command: str, timeout: float) -> object:
+            answer = answers[path]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        self.patch(service, "ask", ask)
+
+    def test_report(self) -> None:
+        """The report names the gateway in use, traffic and drops; a counter of zero has no line."""
+        self.answer(sock=STATUS)
+        outcome = rvpn("status", "--socket", "sock")
+        self.assertEqual((outcome.code, outcome.err), (0, ""))
+        lines = outcome.out.splitlines()
+        self.assertEqual(lines[0], f"client (rvpn {__version__}), up 2h13m, device rvpn0, MTU 1426")
+        self.assertRegex(
+            outcome.out, r"198\.51\.100\.21 +yes +10\.8\.0\.2 +2h03m +3m21s +0\.4s +1,034 packets +1\.2 MiB"
+        )
+        self.assertIn("no-session  12", outcome.out)
+        self.assertNotIn("replayed", outcome.out)
+
+    def test_columns(self) -> None:
+        """Values stand under their titles, whatever their lengths."""
+        other = {**SESSION, "gateway": "2001:db8::1234:21", "in_use": False}
+        table = report.text({**STATUS, "sessions": [SESSION, other]}).splitlines()
+        titles = next(line for line in table if "GATEWAY" in line)
+        rows = table[table.index(titles) + 1 :][:2]
+        for title, value in (("INNER", "10.8.0.2"), ("PEER", "AAAA"), ("TRANSFORM", "aes")):
+            for row in rows:
+                self.assertEqual(row.index(value), titles.index(title))
+
+    def test_nothing_yet(self) -> None:
+        """A gateway without sessions says none, and has no clusters to tell of."""
+        status = {**STATUS, "role": "gateway", "sessions": [], "drops": {}}
+        del status["clusters"]
+        text = report.text(status)
+        self.assertIn("sessions: none", text)
+        self.assertIn("drops: none", text)
+        self.assertNotIn("clusters", text)
+
+    def test_json(self) -> None:
+        """`--json` prints what the service said, on one line."""
+        self.answer(sock=STATUS)
+        outcome = rvpn("status", "--json", "--socket", "sock")
+        self.assertEqual(outcome.out.count("\n"), 1)
+        self.assertEqual(json.loads(outcome.out), STATUS)
+
+    def test_reload(self) -> None:
+        """`reload` says that it happened, or why not with exit code 1."""
+        self.answer(good={"role": "client"}, bad=LocalError("client.ini has 2 errors"))
+        self.assertEqual(rvpn("reload", "--socket", "good"), Outcome(0, "client: policy read again\n", ""))
+        self.assertEqual(
+            rvpn("reload", "--socket", "bad"), Outcome(1, "", "rvpn: error: client.ini has 2 errors\n")
+        )
+
+    def test_foreign_answer(self) -> None:
+        """An answer of another shape is one line, not a traceback."""
+        for answer in (
+            {},
+            {**STATUS, "sessions": [{}]},
+            {**STATUS, "drops": 7},
+            {**STATUS, "uptime": "long"},
+        ):
+            self.answer(sock=answer)
+            outcome = rvpn("status", "--socket", "sock")
+            self.assertEqual((outcome.code, outcome.out), (1, ""))
+            self.assertEqual(outcome.err.count("\n"), 1)
+
+    def test_default_sockets(self) -> None:
+        """Without arguments every service with a socket is asked; one that died does not hide the other."""
+        directory = self.mktemp()
+        Path(directory).mkdir()
+        self.patch(service, "DEFAULT_CONTROL_SOCKET", f"{directory}/{{role}}.sock")
+        none = rvpn("status")
+        self.assertEqual(none.code, 1)
+        self.assertRegex(none.err, r"\Arvpn: error: no service runs here: [^\n]*\n\Z")
+        for role in ("client", "gateway"):
+            Path(f"{directory}/{role}.sock").touch()
+        self.answer(
+            **{
+                f"{directory}/client.sock": LocalError("has the service died?"),
+                f"{directory}/gateway.sock": STATUS,
+            }
+        )
+        both = rvpn("status", "--json")
+        self.assertEqual(both.code, 1)
+        self.assertEqual(json.loads(both.out), STATUS)
+        self.assertIn("has the service died?", both.err)
+
+    def test_socket_of_a_policy(self) -> None:
+        """`--policy` asks the socket that the policy names; a bad policy is one line."""
+        path = self.mktemp()
+        Path(path).write_text(POLICY + "[CONTROL]\nSocket = /run/elsewhere.sock\n")
+        self.answer(**{"/run/elsewhere.sock": STATUS})
+        self.assertEqual(json.loads(rvpn("status", "--json", "--policy", path).out), STATUS)
+        Path(path).write_text("[TUNNEL]\nTunnel1 = dog\nTunnel2 = cat\n")
+        outcome = rvpn("status", "--policy", path)
+        self.assertEqual((outcome.code, outcome.err.count("\n")), (1, 1))
+        self.assertIn("rvpn policy check", outcome.err)
+
+
+class UnitTests(SynchronousTestCase):
+    """Times and sizes are written for people."""
+
+    def test_durations(self) -> None:
+        """At most two units, none of them a fraction beyond ten seconds."""
+        for seconds, text in (
+            (0, "0.0s"),
+            (9.94, "9.9s"),
+            (10, "10s"),
+            (59.9, "59s"),
+            (60, "1m00s"),
+            (3600, "1h00m"),
+        ):
+            self.assertEqual(report.duration(seconds), text)
+        self.assertEqual(report.duration(5 * 86400 + 4 * 3600 + 59), "5d04h")
+
+    def test_sizes(self) -> None:
+        """The largest unit that leaves at least 1."""
+        for count, text in (
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (3 << 49, "1536.0 TiB"),
+        ):
+            self.assertEqual(report.size(count), text)
