@@ -1,10 +1,10 @@
 """
 What is due when: the one clock of a node.
 
-State machines put appointments on the agenda; the shell asks `deadline()`, sets its single timer to it and calls
-`advance()`, which does what is due and returns the actions that came of it. Cancelled appointments stay in the heap
-until their time or until they are the larger half of it, so that neither cancelling nor memory costs more than the
-appointments that are alive.
+State machines put appointments on the agenda; the shell asks `deadline()`, sets its single timer to it and
+calls `advance()`, which does what is due and returns the actions that came of it. Cancelled appointments stay
+in the heap until their time or until they are the larger half of it, so that neither cancelling nor memory
+costs more than the appointments that are alive.
 """
 
 import heapq
@@ -58,7 +58,9 @@ class Agenda:
         return self._heap[0][0] if self._heap else None
 
     def advance(self, now: float) -> list[Action]:
-        """Do what is due at `now`, and return the actions. What this puts on the agenda waits for the next call."""
+        """
+        Do what is due at `now`, and return the actions. What this puts on the agenda waits for the next call.
+        """
         made_before = next(self._numbers)
         actions: list[Action] = []
         while (when := self.deadline()) is not None and when <= now and self._heap[0][1] < made_before:
@@ -69,7 +71,9 @@ class Agenda:
         return actions
 
     def cancelled(self) -> None:
-        """Note that one more appointment in the heap is dead, and bury the dead when they are the larger half."""
+        """
+        Note that one more appointment in the heap is dead, and bury the dead when they are the larger half.
+        """
         self._cancelled += 1
         if self._cancelled > 64 and 2 * self._cancelled > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].act is not None]

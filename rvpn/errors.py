@@ -1,8 +1,8 @@
 """
 What can go wrong: by our own doing (`LocalError`) or by the bytes of somebody else (`RemoteError`).
 
-Whatever a datagram or an inner packet holds, the code that reads it raises nothing but `RemoteError`; each has a
-`DropReason`, and each reason has a counter in `rvpn status`.
+Whatever a datagram or an inner packet holds, the code that reads it raises nothing but `RemoteError`; each
+has a `DropReason`, and each reason has a counter in `rvpn status`.
 """
 
 from enum import Enum, unique

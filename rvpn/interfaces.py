@@ -28,7 +28,10 @@ class Endpoint(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Where datagrams go: the peer's endpoint, and the local address they leave from (None: the kernel's choice)."""
+    """
+    Where datagrams go: the peer's endpoint, and the local address they leave from (None: the kernel's
+    choice).
+    """
 
     remote: Endpoint
     local: IPAddress | None = None
@@ -51,8 +54,8 @@ class DatagramBatch:
     """
     Datagrams to or from one path, one behind another in a caller-owned buffer.
 
-    All have `size` bytes but the last, which may be shorter: the shape of UDP_SEGMENT and UDP_GRO. Whoever fills
-    it sets `path`, `size`, `length` (bytes in use) and `count`.
+    All have `size` bytes but the last, which may be shorter: the shape of UDP_SEGMENT and UDP_GRO. Whoever
+    fills it sets `path`, `size`, `length` (bytes in use) and `count`.
     """
 
     __slots__ = ("buffer", "count", "length", "path", "size", "view")
@@ -109,8 +112,8 @@ class Event:
     """
     Something worth a line in the log.
 
-    `message` is a format string over `fields`, as twisted.logger's. Fields are str, int, float or bool and never
-    secret.
+    `message` is a format string over `fields`, as twisted.logger's. Fields are str, int, float or bool and
+    never secret.
     """
 
     message: str
@@ -137,9 +140,9 @@ class Parameters:
     """
     What each end tells the other inside the authenticated part of a key exchange (DESIGN 4).
 
-    `transforms` is the initiator's offer in its order of preference, or the acceptor's single choice. `lifetime`
-    is in seconds. `inner_addresses` are those the client uses inside the tunnel. `refusal`, from the acceptor
-    alone, says that it knows the initiator but takes no session from it, and why (short text).
+    `transforms` is the initiator's offer in its order of preference, or the acceptor's single choice.
+    `lifetime` is in seconds. `inner_addresses` are those the client uses inside the tunnel. `refusal`, from
+    the acceptor alone, says that it knows the initiator but takes no session from it, and why (short text).
     """
 
     spi: int
@@ -165,28 +168,23 @@ class SecurityContext(Protocol):
         """Who the other end is."""
 
     @property
-    def parameters(self) -> Parameters:
-        """What this end said."""
-
-    @property
     def peer_parameters(self) -> Parameters:
         """What the other end said."""
-
-    @property
-    def own_parameters(self) -> Parameters:
-        """What this end said."""
 
     def step(self, token: bytes | None) -> bytes | None:
         """
         Take the peer's token (None: the initiator's first call) and return the next one to send, if any.
 
-        Raises `RemoteError` (AUTHENTICATION_FAILED or MALFORMED_KEY_EXCHANGE) on any token that does not belong
-        here, and `CookieRequired` on a first token that may be a recording. A mechanism whose tokens travel
-        without a cookie is left by a forged one as it was; of any other the context is of no further use then.
+        Raises `RemoteError` (AUTHENTICATION_FAILED or MALFORMED_KEY_EXCHANGE) on any token that does not
+        belong here, and `CookieRequired` on a first token that may be a recording. A mechanism whose tokens
+        travel without a cookie is left by a forged one as it was; of any other the context is of no further
+        use then.
         """
 
     def export(self, label: bytes, length: int) -> bytes:
-        """Return `length` secret bytes that both ends agree on and nobody else knows, different for each label."""
+        """
+        Return `length` secret bytes that both ends agree on and nobody else knows, different for each label.
+        """
 
 
 # --- A node ------------------------------------------------------------------------------------------
@@ -196,15 +194,19 @@ class Node(Protocol):
     """
     A client or a gateway as a calculation: packets, datagrams and time in, filled batches and actions out.
 
-    `now` is in seconds on a clock that never goes back. The shell owns sockets, the TUN device and one timer, which
-    it sets to `deadline()` after each call.
+    `now` is in seconds on a clock that never goes back. The shell owns sockets, the TUN device and one timer,
+    which it sets to `deadline()` after each call.
     """
 
     def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
-        """Seal one inner packet from the host into `datagrams` (empty before; left empty if nothing is to go)."""
+        """
+        Seal one inner packet from the host into `datagrams` (empty before; left empty if nothing is to go).
+        """
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
-        """Open received ESP and session control datagrams; inner packets for the host are added to `packets`."""
+        """
+        Open received ESP and session control datagrams; inner packets for the host are added to `packets`.
+        """
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """Take one received key exchange datagram."""

@@ -6,11 +6,11 @@ Outbound, the node has chosen a session for a packet from the TUN device:
 Inbound, for each datagram of a batch:
     2. the first four bytes select the pair of SAs, or session control;
     3. replay check, open, replay commit (rvpn.esp.sa); the first packet that opens confirms the pair;
-    4. the inner source must belong to the peer and the destination to what this node serves (`Gatekeeper.admits`);
+    4. the inner source must be the peer's, the destination what this node serves (`Gatekeeper.admits`);
     5. the inner packet is appended to the packet batch for the TUN device.
 
-Batches belong to the caller and come with room for what their counterpart can hold. A packet that goes no further is
-counted under its `DropReason`.
+Batches belong to the caller and come with room for what their counterpart can hold. A packet that goes no
+further is counted under its `DropReason`.
 """
 
 from collections import Counter
@@ -29,7 +29,9 @@ class Gatekeeper(Protocol):
     """What a node decides about packets; called only where the fast path has no answer of its own."""
 
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
-        """Raise `RemoteError` unless an inner packet from `source` to `destination` may come through `session`."""
+        """
+        Raise `RemoteError` unless an inner packet from `source` to `destination` may come through `session`.
+        """
 
     def confirmed(self, pair: SAPair, now: float) -> list[Action]:
         """Hear that the first packet opened under `pair`."""
@@ -46,7 +48,9 @@ class IPFilter:
         self._gatekeeper = gatekeeper
         self.drops: Counter[DropReason] = Counter()
 
-    def seal(self, session: Session, packet: memoryview | bytes, next_header: int, datagrams: DatagramBatch) -> None:
+    def seal(
+        self, session: Session, packet: memoryview | bytes, next_header: int, datagrams: DatagramBatch
+    ) -> None:
         """
         Append `packet` to `datagrams` as ESP for the peer of `session`.
 

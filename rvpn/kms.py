@@ -1,5 +1,6 @@
 """
-The key management service (the patent's 8): it picks the gateway, runs the key exchange and answers key requests.
+The key management service (the patent's 8): it picks the gateway, runs the key exchange and answers key
+requests.
 
     request(cluster) -> the cluster's order (R1), failed gateways last (R3) -> one exchange with one gateway
         -> keys: granted() -> the first packet under them opens: confirmed()
@@ -7,11 +8,11 @@ The key management service (the patent's 8): it picks the gateway, runs the key 
         -> no gateway left: rejected(), and a back-off before the next request
 
 A gateway has at most one authentication at a time, shared by all clusters that want it and by rekeying (R4).
-Time comes in by the agenda and as `now`; what is to be sent, and what the requester makes of the outcome, goes out as
-actions.
+Time comes in by the agenda and as `now`; what is to be sent, and what the requester makes of the outcome,
+goes out as actions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,8 +31,12 @@ class Requester(Protocol):
     def authenticate(self, gateway: IPAddress, now: float) -> InitiatorExchange:
         """Begin an exchange with `gateway`. Raises `LocalError` if the policy does not let us."""
 
-    def granted(self, gateway: IPAddress, exchange: InitiatorExchange, path: Path, now: float) -> list[Action]:
-        """Cache the keys of an established exchange. Raises `RemoteError` if what the gateway says is unusable."""
+    def granted(
+        self, gateway: IPAddress, exchange: InitiatorExchange, path: Path, now: float
+    ) -> list[Action]:
+        """
+        Cache the keys of an established exchange. Raises `RemoteError` if what the gateway says is unusable.
+        """
 
     def confirm(self, gateway: IPAddress) -> list[Action]:
         """Send a packet under the new keys, so that the gateway sees that we have them (DESIGN 4)."""
@@ -84,12 +89,14 @@ class KeyManagementService:
         self.established = self.failures = 0
 
     @property
-    def running(self) -> int:
-        """How many authentications are under way."""
-        return len(self._running)
+    def running(self) -> set[IPAddress]:
+        """The gateways with which authentications are under way."""
+        return set(self._running)
 
     def read(self, clusters: Iterable[Cluster], *, randomize: bool) -> None:
-        """Take the clusters of a policy just read, each shuffled once unless `RandomizeClusters = no` (R1)."""
+        """
+        Take the clusters of a policy just read, each shuffled once unless `RandomizeClusters = no` (R1).
+        """
         self._order = {cluster.name: list(cluster.members) for cluster in clusters}
         if randomize:
             for order in self._order.values():
@@ -120,7 +127,10 @@ class KeyManagementService:
         return self._begin(gateway, now)
 
     def receive(self, message: Message, path: Path, now: float) -> list[Action]:
-        """Take a key exchange message. Raises `RemoteError` unless it belongs to an exchange with its sender (R3)."""
+        """
+        Take a key exchange message. Raises `RemoteError` unless it belongs to an exchange with its sender
+        (R3).
+        """
         running = self._running.get(path.remote.address)
         if running is None or message.exchange_id != running.exchange.exchange_id:
             raise RemoteError(DropReason.UNKNOWN_EXCHANGE)
@@ -134,7 +144,9 @@ class KeyManagementService:
         return actions
 
     def confirmed(self, gateway: IPAddress, now: float) -> None:
-        """Hear that a packet opened under the new keys of `gateway`: every request that wanted it is answered."""
+        """
+        Hear that a packet opened under the new keys of `gateway`: every request that wanted it is answered.
+        """
         running = self._running.pop(gateway, None)
         if running is None:
             return
@@ -201,7 +213,9 @@ class KeyManagementService:
     def _due(self, running: _Authentication, now: float) -> list[Action]:
         running.timer = None
         if now >= running.expires_at:
-            reason = "its keys were never confirmed" if running.granted else running.exchange.failed or "no answer"
+            reason = (
+                "its keys were never confirmed" if running.granted else running.exchange.failed or "no answer"
+            )
             return self._fail(running, reason, now)
         if running.granted:
             return self._confirm(running, now)
@@ -247,7 +261,9 @@ class KeyManagementService:
         return actions
 
     def _reject(self, cluster: str, now: float) -> list[Action]:
-        """End a request that no gateway answered; the next may come after 1 s, doubling to 8 s, jittered (R3)."""
+        """
+        End a request that no gateway answered; the next may come after 1 s, doubling to 8 s, jittered (R3).
+        """
         del self._requests[cluster]
         _, last = self._backoff.get(cluster, (0.0, 0.0))
         delay = min(2 * last, BACKOFF_LAST) or BACKOFF_FIRST

@@ -2,22 +2,24 @@
 The session cache: with whom this node has keys, and which of them are in use (R4).
 
 A `Session` is one client and one gateway. It holds `SAPair`s: what one key exchange yields, an inbound and an
-outbound SA and a control channel. Make-before-break (DESIGN 3): a new pair is added beside the old one, the node
-sends on the newest confirmed pair, and the old inbound SA stays open for a while for what is still under way.
+outbound SA and a control channel. Make-before-break (DESIGN 3): a new pair is added beside the old one, the
+node sends on the newest confirmed pair, and the old inbound SA stays open for a while for what is still under
+way.
 
-    key exchange -> SAPair (unconfirmed) -> a packet opened under it -> confirmed, sends -> superseded -> closed
+    key exchange -> SAPair (unconfirmed) -> a packet opened under it -> confirmed, sends -> superseded ->
+    closed
 
-The cache finds pairs by the SPI of a datagram, and sessions by what identifies them here (a client: the gateway's
-address; a gateway: the client's identity), by inner address and by the peer's endpoint.
+The cache finds pairs by the SPI of a datagram, and sessions by what identifies them here (a client: the
+gateway's address; a gateway: the client's identity), by inner address and by the peer's endpoint.
 """
 
 from collections.abc import Hashable, Iterable, Iterator
 
-from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, TransformID
+from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
 from rvpn.esp.sa import InboundSA, OutboundSA
-from rvpn.interfaces import Endpoint, IPAddress, Parameters, Path, PeerIdentity, RandomSource, SecurityContext
+from rvpn.interfaces import Endpoint, IPAddress, Path, PeerIdentity, RandomSource, SecurityContext
 from rvpn.keyexchange.keys import derive
 from rvpn.session_control import ControlChannel
 
@@ -29,23 +31,38 @@ class SAPair:
     """
     What one key exchange yields: an SA in each direction and a control channel (DESIGN 3, 6).
 
-    `initiator` tells which end of the exchange this node was, `path` where the peer was during it. `confirmed` is
-    set once a packet opened under it proves that the peer has the keys.
+    `initiator` tells which end of the exchange this node was, `path` where the peer was during it.
+    `confirmed` is set once a packet opened under it proves that the peer has the keys.
     """
 
-    __slots__ = ("confirmed", "control", "inbound", "initiator", "made_at", "outbound", "path", "session")
+    __slots__ = (
+        "confirmed",
+        "control",
+        "inbound",
+        "initiator",
+        "lifetime",
+        "made_at",
+        "outbound",
+        "path",
+        "session",
+    )
 
     def __init__(
         self,
         context: SecurityContext,
-        mine: Parameters,
-        transform: TransformID,
         *,
         initiator: bool,
         path: Path,
         now: float,
     ) -> None:
-        """Derive the keys from an established `context`; `mine` and the context's peer parameters give the SPIs."""
+        """
+        Derive the keys from an established `context`; both ends' parameters in it give the SPIs.
+
+        The acceptor's parameters have the last word on transform and lifetime.
+        """
+        mine = context.parameters
+        answer = context.peer_parameters if initiator else mine
+        (transform,) = answer.transforms
         to_acceptor, to_initiator = derive(context)
         sending, receiving = (to_acceptor, to_initiator) if initiator else (to_initiator, to_acceptor)
         peer_spi = context.peer_parameters.spi
@@ -54,6 +71,7 @@ class SAPair:
         self.control = ControlChannel(peer_spi, sending.control_key, receiving.control_key)
         self.initiator = initiator
         self.path = path
+        self.lifetime = answer.lifetime
         self.made_at = now
         self.confirmed = False
         self.session: Session | None = None
@@ -63,8 +81,8 @@ class Session:
     """
     One client and one gateway that authenticated to each other.
 
-    `key` identifies it in the cache. `inner_addresses` are the client's (packed bytes). `sending` is the pair in
-    use for what goes out. Counters count inner packets and their bytes.
+    `key` identifies it in the cache. `inner_addresses` are the client's (packed bytes). `sending` is the pair
+    in use for what goes out. Counters count inner packets and their bytes.
     """
 
     def __init__(
@@ -87,7 +105,9 @@ class Session:
         self.packed_addresses = frozenset(address.packed for address in self.inner_addresses)
 
     def learn_path_mtu(self, path_mtu: int) -> bool:
-        """Lower the inner MTU to what a path of `path_mtu` bytes carries; return whether that changed anything."""
+        """
+        Lower the inner MTU to what a path of `path_mtu` bytes carries; return whether that changed anything.
+        """
         learnt = max(MIN_TUNNEL_MTU, inner_mtu(path_mtu, self.path.remote.address.version))
         if learnt >= self.inner_mtu:
             return False
@@ -124,7 +144,8 @@ class SessionCache:
 
     def add_pair(self, session: Session, pair: SAPair) -> None:
         """
-        Open `pair` for what comes in. It sends only once confirmed, or if its initiator has nothing better (DESIGN 4).
+        Open `pair` for what comes in. It sends only once confirmed, or if its initiator has nothing better
+        (DESIGN 4).
 
         Raises `RemoteError` in the one case in 2^32 that two exchanges under way chose the same SPI.
         """
@@ -147,8 +168,8 @@ class SessionCache:
         """
         The peer has the keys of `pair`: send on it from now on, on the path of its exchange.
 
-        A gateway's provisional session becomes the live one here, or hands its pair to the one that already is.
-        Returns the pairs that this one supersedes: those made before it.
+        A gateway's provisional session becomes the live one here, or hands its pair to the one that already
+        is. Returns the pairs that this one supersedes: those made before it.
         """
         pair.confirmed = True
         session = pair.session
