@@ -13,7 +13,6 @@ one.
 Sessions are per gateway, shared by all clusters and tunnel entries that name it (R4).
 """
 
-from base64 import b64decode
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -200,10 +199,10 @@ class Client(TunnelEnd):
 
         def new_context(cookie: bytes) -> NoiseInitiator:
             return NoiseInitiator(
-                self._credentials.static,
-                b64decode(peer.name),
+                private_key=self._credentials.private_key,
+                peer=peer,
                 ephemeral=self._random.randbytes(32),
-                psk=self._credentials.preshared_key,
+                preshared_key=self._credentials.preshared_key,
                 prologue=binding(Mechanism.NOISE, Role.CLIENT, cookie),
                 timestamp=tai64n(self._clock()),
                 parameters=parameters,
@@ -218,7 +217,7 @@ class Client(TunnelEnd):
         """See `rvpn.kms.Requester`."""
         context = exchange.context
         assert context is not None
-        self._check_answer(context.parameters, context.peer_parameters)
+        self._check_answer(context.own_parameters, context.peer_parameters)
         pair = SAPair(context, initiator=True, path=path, now=now)
         session = self.cache.get(gateway)
         if session is not None:

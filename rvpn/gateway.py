@@ -141,9 +141,9 @@ class Gateway(TunnelEnd):
 
     def _new_context(self, request: AcceptRequest) -> NoiseAcceptor:
         return NoiseAcceptor(
-            self._credentials.static,
+            private_key=self._credentials.private_key,
             ephemeral=self._random.randbytes(32),
-            psk=self._credentials.preshared_key,
+            preshared_key=self._credentials.preshared_key,
             prologue=binding(Mechanism.NOISE, Role.CLIENT, request.cookie),
             authorize=partial(self._authorize, request),
         )
@@ -188,7 +188,7 @@ class Gateway(TunnelEnd):
         4).
         """
         context = established.context
-        answer, peer = context.parameters, context.peer
+        answer, peer = context.own_parameters, context.peer
         if answer.refusal:
             return [
                 Event("refused {peer}: {reason}", {"peer": peer.name, "reason": answer.refusal}, warning=True)

@@ -171,6 +171,10 @@ class SecurityContext(Protocol):
     def peer_parameters(self) -> Parameters:
         """What the other end said."""
 
+    @property
+    def own_parameters(self) -> Parameters:
+        """What this end said."""
+
     def step(self, token: bytes | None) -> bytes | None:
         """
         Take the peer's token (None: the initiator's first call) and return the next one to send, if any.

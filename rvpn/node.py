@@ -39,7 +39,6 @@ from rvpn.interfaces import (
     Send,
 )
 from rvpn.ipfilter import IPFilter
-from rvpn.keyexchange.noise import KeyPair
 from rvpn.packet import inspect, too_big, unreachable
 from rvpn.session_control import Kind
 from rvpn.sessions import UNLIMITED, SAPair, Session, SessionCache
@@ -58,7 +57,7 @@ class Credentials:
     none).
     """
 
-    static: KeyPair = field(repr=False)
+    private_key: bytes = field(repr=False)
     preshared_key: bytes = field(default=bytes(32), repr=False)
 
 

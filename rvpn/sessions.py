@@ -60,7 +60,7 @@ class SAPair:
 
         The acceptor's parameters have the last word on transform and lifetime.
         """
-        mine = context.parameters
+        mine = context.own_parameters
         answer = context.peer_parameters if initiator else mine
         (transform,) = answer.transforms
         to_acceptor, to_initiator = derive(context)

@@ -27,7 +27,7 @@ from rvpn.interfaces import (
     PeerIdentity,
     Send,
 )
-from rvpn.keyexchange.noise import KeyPair, public_key
+from rvpn.keyexchange.noise import public_key
 from rvpn.node import Credentials
 from rvpn.packet import checksum
 from rvpn.policy.model import Client as PolicyClient
@@ -122,7 +122,7 @@ class Network:
         self.client = Host(
             Client(
                 self.client_policy,
-                Credentials(KeyPair.of(client_key)),
+                Credentials(client_key),
                 (INNER,),
                 self.random,
                 lambda: 1.7e9 + self.now,
@@ -132,7 +132,7 @@ class Network:
         self.client_key, self.keys = client_key, keys
         self.gateways = [
             Host(
-                Gateway(self.gateway_policy, Credentials(KeyPair.of(key)), self.random, self.now),
+                Gateway(self.gateway_policy, Credentials(key), self.random, self.now),
                 Endpoint(address, 4500),
             )
             for address, key in zip(addresses, keys, strict=True)
@@ -147,9 +147,7 @@ class Network:
     def restart(self, index: int) -> None:
         """Replace a gateway by a new process with the same keys on disk, and nothing remembered."""
         host = self.gateways[index]
-        host.node = Gateway(
-            self.gateway_policy, Credentials(KeyPair.of(self.keys[index])), self.random, self.now
-        )
+        host.node = Gateway(self.gateway_policy, Credentials(self.keys[index]), self.random, self.now)
         host.alive = True
 
     def send(self, host: Host, packet: bytes) -> None:
