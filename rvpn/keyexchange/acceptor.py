@@ -1,13 +1,13 @@
 """
 All exchanges that others began with this node (DESIGN 4).
 
-    first token -> cookie? -> context -> answer, half open -> established -> confirmed by the caller, forgotten
+    first token -> cookie? -> context -> answer, half open -> established -> confirmed: forgotten
 
 Only half-open exchanges are kept, at most `MAX_HALF_OPEN` and each for `HALF_OPEN_TIME`. An address is
-proven if its messages carry the MAC of a cookie; it is asked for one under load, if its first token takes
+proven if its messages carry the MAC of a cookie. It is asked for one under load, if its first token takes
 several datagrams, for mechanisms that always want one, and where the context asks because a message may be
-a recording. Until then nothing is sent that is longer than what drew it. After the confirmation a cookie
-counts as spent, so that a recorded first message begins nothing again.
+a recording. Until then nothing is sent that is longer than what drew it. A cookie with which an exchange
+was established is spent, so that a recording of that exchange begins nothing again.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -51,10 +51,13 @@ class AcceptRequest:
 class Established:
     """A context that is established at this end; the peer has yet to prove that it has the keys."""
 
-    exchange_id: bytes
-    path: Path
+    request: AcceptRequest
     context: SecurityContext
-    cookie: bytes = field(repr=False)
+
+    @property
+    def path(self) -> Path:
+        """Where the peer is."""
+        return self.request.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,59 +71,156 @@ class Reply:
 
 @dataclass(slots=True)
 class _HalfOpen:
+    request: AcceptRequest
     transport: Transport
-    path: Path
-    expiry: Appointment
-    repetition: Appointment | None = None
+    expiry: float
+    timer: Appointment | None = None
     announced: bool = False
 
 
 class Acceptor:
     """
-    Answers first messages, and carries on what they began.
+    Answers first messages, and carries on what they began. Repetitions and expiry are on the node's
+    `agenda`.
 
-    `contexts` makes the accepting context of each mechanism. Both it and `SecurityContext.step` may raise
+    `contexts` makes the accepting context of each mechanism. It and the context's `step` may raise
     RemoteError, which draws a rejection, and CookieRequired; neither may leave anything behind then.
     """
 
     def __init__(
         self,
         contexts: Mapping[Mechanism, Callable[[AcceptRequest], SecurityContext]],
+        agenda: Agenda,
         random: RandomSource,
         now: float,
         always_cookie: Collection[Mechanism] = (Mechanism.TLS,),
     ) -> None:
-        self._contexts = contexts
-        self._always_cookie = always_cookie
+        self._contexts = {int(mechanism): make for mechanism, make in contexts.items()}
+        self._always_cookie = frozenset(always_cookie)
+        self._agenda = agenda
         self._cookies = Cookies(random, now)
-        self._agenda = Agenda()
         self._half_open: dict[_Key, _HalfOpen] = {}
         self._second = now
         self._firsts = 0
 
     def __len__(self) -> int:
+        """Return how many exchanges are half open."""
         return len(self._half_open)
 
     def receive(self, message: Message, path: Path, now: float) -> Reply:
         """
-        Take a message for an acceptor (`Message.to_acceptor`).
+        Take a message; the reply goes back along `path`.
 
-        Raises RemoteError with reason BAD_COOKIE, UNKNOWN_EXCHANGE, REPLAYED (the cookie is spent) or
-        MALFORMED_KEY_EXCHANGE (too short for any answer). A refusal that is told to the peer is not raised
-        but in `Reply.refused`: AUTHENTICATION_FAILED, TOO_MANY_EXCHANGES, or what the context raised.
+        Raises RemoteError for what draws no reply: BAD_COOKIE, UNKNOWN_EXCHANGE, REPLAYED (its cookie is
+        spent), MALFORMED_KEY_EXCHANGE. What draws a rejection is in `Reply.refused` instead.
         """
-        raise NotImplementedError
+        if not message.to_acceptor:
+            raise RemoteError(DropReason.UNKNOWN_EXCHANGE, "not for an acceptor")
+        cookie = self._cookies.of(message, path.remote, now)
+        request = AcceptRequest(message.exchange_id, path, cookie)
+        try:
+            if (exchange := self._half_open.get(_key(request))) is not None:
+                reply = self._go_on(exchange, message, now)
+            elif isinstance(message, Fragment) and message.token == 0:
+                reply = self._begin(request, message, now)
+            else:
+                raise RemoteError(DropReason.UNKNOWN_EXCHANGE)
+        except CookieRequired:
+            reply = self._demand(request, message, now)
+        if not cookie and sum(map(len, reply.datagrams)) > len(message.datagram):
+            raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "shorter than its answer")
+        return reply
 
     def confirmed(self, established: Established) -> None:
-        """
-        Forget an exchange whose peer has proved that it has the keys; harmless if it is forgotten already.
-        """
-        raise NotImplementedError
+        """Forget an exchange whose peer has proved that it has the keys; harmless if that is done already."""
+        self._forget(established.request)
 
-    def deadline(self) -> float | None:
-        """Return when `advance` is to be called next, or None."""
-        return self._agenda.deadline()
+    # --- a new exchange -------------------------------------------------------------------------------
 
-    def advance(self, now: float) -> list[Action]:
-        """Repeat tokens to proven addresses, and forget exchanges that were not confirmed in time."""
-        return self._agenda.advance(now)
+    def _begin(self, request: AcceptRequest, first: Fragment, now: float) -> Reply:
+        make_context = self._contexts.get(first.mechanism)
+        if make_context is None:
+            error = RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, f"mechanism {first.mechanism}")
+            return _refuse(first, Rejected.UNKNOWN_MECHANISM, error)
+        if request.cookie:
+            if self._cookies.is_spent(request.cookie):
+                raise RemoteError(DropReason.REPLAYED, "the cookie is spent")
+        elif self._wants_cookie(first, now):
+            raise CookieRequired
+        if len(self._half_open) >= MAX_HALF_OPEN or (request.cookie and self._cookies.full):
+            return _refuse(first, Rejected.BUSY, RemoteError(DropReason.TOO_MANY_EXCHANGES))
+        try:
+            transport = Transport(
+                make_context(request), first.mechanism, request.exchange_id, request.cookie, initiator=False
+            )
+            datagrams = transport.receive(first, now)
+        except RemoteError as error:
+            return _refuse(first, _REJECTED.get(error.reason, Rejected.REFUSED), error)
+        if not request.cookie and sum(map(len, datagrams)) > len(first.datagram):
+            raise CookieRequired
+        exchange = _HalfOpen(request, transport, now + HALF_OPEN_TIME)
+        self._half_open[_key(request)] = exchange
+        return self._reply(exchange, datagrams)
+
+    def _wants_cookie(self, first: Fragment, now: float) -> bool:
+        if now - self._second >= 1:
+            self._second, self._firsts = now, 0
+        self._firsts += 1
+        return (
+            first.mechanism in self._always_cookie
+            or first.count > 1
+            or self._firsts > LOAD_RATE
+            or len(self._half_open) >= LOAD_HALF_OPEN
+        )
+
+    def _demand(self, request: AcceptRequest, first: Message, now: float) -> Reply:
+        cookie = self._cookies.issue(request.path.remote, request.exchange_id, now)
+        return Reply([tokens.demand(first, cookie)])
+
+    # --- half-open exchanges -----------------------------------------------------------------------------
+
+    def _go_on(self, exchange: _HalfOpen, message: Message, now: float) -> Reply:
+        try:
+            return self._reply(exchange, exchange.transport.receive(message, now))
+        except RemoteError as error:
+            if message.token == 0:
+                self._forget(exchange.request)
+            return _refuse(message, _REJECTED.get(error.reason, Rejected.REFUSED), error)
+
+    def _reply(self, exchange: _HalfOpen, datagrams: list[bytes]) -> Reply:
+        """Tell once that the context is established."""
+        self._set_timer(exchange)
+        context = exchange.transport.context
+        if exchange.announced or not context.established:
+            return Reply(datagrams)
+        exchange.announced = True
+        if exchange.request.cookie:
+            self._cookies.spend(exchange.request.cookie)
+        return Reply(datagrams, Established(exchange.request, context))
+
+    def _set_timer(self, exchange: _HalfOpen) -> None:
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        due = min(exchange.expiry, exchange.transport.due)
+        exchange.timer = self._agenda.at(due, lambda now: self._due(exchange, now))
+
+    def _due(self, exchange: _HalfOpen, now: float) -> list[Action]:
+        if now >= exchange.expiry:
+            self._forget(exchange.request)
+            return []
+        datagrams = exchange.transport.repeat(now)
+        self._set_timer(exchange)
+        return [Send(datagram, exchange.request.path) for datagram in datagrams]
+
+    def _forget(self, request: AcceptRequest) -> None:
+        exchange = self._half_open.pop(_key(request), None)
+        if exchange is not None and exchange.timer is not None:
+            exchange.timer.cancel()
+
+
+def _key(request: AcceptRequest) -> _Key:
+    return request.path.remote, request.exchange_id, request.cookie
+
+
+def _refuse(message: Message, reason: Rejected, error: RemoteError) -> Reply:
+    return Reply([tokens.reject(message, reason)], refused=error)

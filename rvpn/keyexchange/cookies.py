@@ -35,9 +35,7 @@ class Cookies:
         return _cookie(self._secrets[0], remote, exchange_id)
 
     def of(self, message: Message, remote: Endpoint, now: float) -> bytes:
-        """
-        Return the cookie that the message proves, empty if it has no MAC. Raises RemoteError(BAD_COOKIE).
-        """
+        """Return the cookie that the message proves, empty without a MAC. Raises RemoteError(BAD_COOKIE)."""
         self._rotate(now)
         issued = (_cookie(secret, remote, message.exchange_id) for secret in self._secrets)
         return cookie_of(message, (b"", *issued))

@@ -1,4 +1,4 @@
-"""Tokens in pieces: `Outgoing` repeats them until all have arrived, `Incoming` puts them together (DESIGN 4)."""
+"""Tokens in pieces: `Outgoing` repeats them until all arrived, `Incoming` puts them together (DESIGN 4)."""
 
 import math
 

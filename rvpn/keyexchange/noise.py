@@ -14,10 +14,11 @@ own work.
 import copy
 import hashlib
 import hmac
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
 from nacl.bindings import (
     crypto_aead_chacha20poly1305_ietf_decrypt,
@@ -38,6 +39,8 @@ NO_PSK = bytes(32)
 #: Bytes of a TAI64N label: seconds and nanoseconds.
 TIMESTAMP = 12
 
+_T = TypeVar("_T")
+
 _KEY = 32
 _TAG = 16
 #: TAI64 labels count from here; TAI was ten seconds ahead when Unix time began.
@@ -55,19 +58,6 @@ def tai64n(unix_seconds: float) -> bytes:
     seconds, fraction = divmod(unix_seconds, 1)
     nanoseconds = min(int(fraction * _NANOSECONDS), _NANOSECONDS - 1)
     return (_TAI64_EPOCH + int(seconds)).to_bytes(8, "big") + nanoseconds.to_bytes(4, "big")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    """An X25519 key pair, 32 bytes each. Make a static one once: the public half costs as much as a DH."""
-
-    private: bytes = field(repr=False)
-    public: bytes
-
-    @classmethod
-    def of(cls, private: bytes) -> "KeyPair":
-        """Return the pair of a private key."""
-        return cls(private, public_key(private))
 
 
 @contextmanager
@@ -170,75 +160,65 @@ class Handshake:
         protocol: bytes,
         *,
         prologue: bytes,
-        static: KeyPair,
+        static: bytes,
         ephemeral: bytes,
         psk: bytes | None,
-        remote_static: bytes | None = None,
+        remote_static: bytes = b"",
     ) -> None:
-        """`remote_static` is the acceptor's public key, known to the initiator alone."""
-        self._static = static
-        self._ephemeral = KeyPair.of(ephemeral)
+        """Take private keys, and the acceptor's public key if this is the initiator."""
+        self._static, self._public_static = static, public_key(static)
+        self._ephemeral, self._public_ephemeral = ephemeral, public_key(ephemeral)
         self._psk = psk
-        self._remote_static = remote_static or b""
         self._remote_ephemeral = b""
-        self._symmetric = SymmetricState(protocol)
-        self._symmetric.mix_hash(prologue)
-        self._symmetric.mix_hash(remote_static or static.public)
-
-    @property
-    def symmetric(self) -> SymmetricState:
-        """The state after the last message, for its hash and keys."""
-        return self._symmetric
-
-    @property
-    def remote_static(self) -> bytes:
-        """The other end's public key."""
-        return self._remote_static
+        self.remote_static = remote_static
+        self.symmetric = SymmetricState(protocol)
+        self.symmetric.mix_hash(prologue)
+        self.symmetric.mix_hash(remote_static or self._public_static)
 
     def write_first(self, payload: bytes) -> bytes:
         """`e, es, s, ss`, and the payload."""
-        state = self._symmetric
-        self._mix_ephemeral(state, self._ephemeral.public)
+        state = self.symmetric
+        self._mix_ephemeral(state, self._public_ephemeral)
         with _authenticating():
-            state.mix_key(crypto_scalarmult(self._ephemeral.private, self._remote_static))
-            static = state.encrypt_and_hash(self._static.public)
-            state.mix_key(crypto_scalarmult(self._static.private, self._remote_static))
-        return self._ephemeral.public + static + state.encrypt_and_hash(payload)
+            state.mix_key(crypto_scalarmult(self._ephemeral, self.remote_static))
+            static = state.encrypt_and_hash(self._public_static)
+            state.mix_key(crypto_scalarmult(self._static, self.remote_static))
+        return self._public_ephemeral + static + state.encrypt_and_hash(payload)
 
     def read_first(self, message: bytes) -> bytes:
         """Return the payload of the other end's `write_first`; `remote_static` is known then."""
         ephemeral, static, sealed = _cut(message, _KEY, _KEY + _TAG)
-        state = copy.copy(self._symmetric)
+        state = copy.copy(self.symmetric)
         self._mix_ephemeral(state, ephemeral)
         with _authenticating():
-            state.mix_key(crypto_scalarmult(self._static.private, ephemeral))
+            state.mix_key(crypto_scalarmult(self._static, ephemeral))
             remote_static = state.decrypt_and_hash(static)
-            state.mix_key(crypto_scalarmult(self._static.private, remote_static))
+            state.mix_key(crypto_scalarmult(self._static, remote_static))
             payload = state.decrypt_and_hash(sealed)
-        self._symmetric, self._remote_static, self._remote_ephemeral = state, remote_static, ephemeral
+        self.symmetric, self.remote_static, self._remote_ephemeral = state, remote_static, ephemeral
         return payload
 
     def write_second(self, payload: bytes) -> bytes:
         """`e, ee, se` and, with a PSK, `psk`; and the payload."""
-        state = self._symmetric
-        self._mix_ephemeral(state, self._ephemeral.public)
+        state = self.symmetric
+        self._mix_ephemeral(state, self._public_ephemeral)
         # read_first has seen that neither key is of low order.
-        state.mix_key(crypto_scalarmult(self._ephemeral.private, self._remote_ephemeral))
-        state.mix_key(crypto_scalarmult(self._ephemeral.private, self._remote_static))
+        state.mix_key(crypto_scalarmult(self._ephemeral, self._remote_ephemeral))
+        state.mix_key(crypto_scalarmult(self._ephemeral, self.remote_static))
         self._mix_psk(state)
-        return self._ephemeral.public + state.encrypt_and_hash(payload)
+        return self._public_ephemeral + state.encrypt_and_hash(payload)
 
     def read_second(self, message: bytes) -> bytes:
         """Return the payload of the other end's `write_second`."""
         ephemeral, sealed = _cut(message, _KEY)
-        state = copy.copy(self._symmetric)
+        state = copy.copy(self.symmetric)
         self._mix_ephemeral(state, ephemeral)
         with _authenticating():
-            state.mix_key(crypto_scalarmult(self._ephemeral.private, ephemeral))
-            state.mix_key(crypto_scalarmult(self._static.private, ephemeral))
+            state.mix_key(crypto_scalarmult(self._ephemeral, ephemeral))
+            state.mix_key(crypto_scalarmult(self._static, ephemeral))
             self._mix_psk(state)
             payload = state.decrypt_and_hash(sealed)
-        self._symmetric = state
+        self.symmetric = state
         return payload
 
     def _mix_ephemeral(self, state: SymmetricState, public: bytes) -> None:
@@ -280,6 +260,7 @@ class _NoiseContext:
     def __init__(self, handshake: Handshake) -> None:
         self._handshake = handshake
         self._secret: bytes | None = None
+        self._own_parameters: Parameters | None = None
         self._peer_parameters: Parameters | None = None
 
     @property
@@ -293,28 +274,36 @@ class _NoiseContext:
         return PeerIdentity(Mechanism.NOISE, b64encode(self._handshake.remote_static).decode())
 
     @property
+    def own_parameters(self) -> Parameters:
+        """What this end said."""
+        return _known(self._own_parameters)
+
+    @property
     def peer_parameters(self) -> Parameters:
-        """What the peer said; once established."""
-        if self._peer_parameters is None:
-            raise LocalError("the security context is not established")
-        return self._peer_parameters
+        """What the peer said."""
+        return _known(self._peer_parameters)
 
     def export(self, label: bytes, length: int) -> bytes:
         """Return secret bytes: RFC 5869's expansion of the extract over both keys of Noise's Split."""
-        if self._secret is None:
-            raise LocalError("the security context is not established")
+        secret = _known(self._secret)
         exported = block = b""
         number = 0
         while len(exported) < length:
             number += 1
-            block = self._handshake.symmetric.hmac(self._secret, block + label + bytes([number]))
+            block = self._handshake.symmetric.hmac(secret, block + label + bytes([number]))
             exported += block
         return exported[:length]
 
-    def _establish(self, peer_parameters: Parameters) -> None:
-        self._peer_parameters = peer_parameters
+    def _establish(self, own: Parameters, peer: Parameters) -> None:
+        self._own_parameters, self._peer_parameters = own, peer
         symmetric = self._handshake.symmetric
         self._secret = symmetric.hmac(symmetric.handshake_hash, b"".join(symmetric.split()))
+
+
+def _known(value: _T | None) -> _T:
+    if value is None:
+        raise LocalError("the security context is not established")
+    return value
 
 
 class NoiseInitiator(_NoiseContext):
@@ -322,47 +311,61 @@ class NoiseInitiator(_NoiseContext):
 
     def __init__(
         self,
-        static: KeyPair,
-        remote_static: bytes,
         *,
+        private_key: bytes,
+        peer: PeerIdentity,
         ephemeral: bytes,
         prologue: bytes,
         timestamp: bytes,
         parameters: Parameters,
-        psk: bytes = NO_PSK,
+        preshared_key: bytes = NO_PSK,
     ) -> None:
-        """`ephemeral` is 32 random bytes, used for this context alone; `timestamp` is from `tai64n`."""
+        """
+        `ephemeral` is 32 random bytes, used for this context alone; `timestamp` is from `tai64n`.
+
+        Raises LocalError if `peer` is no public key.
+        """
         super().__init__(
             Handshake(
                 PROTOCOL,
                 prologue=prologue,
-                static=static,
+                static=private_key,
                 ephemeral=ephemeral,
-                psk=psk,
-                remote_static=remote_static,
+                psk=preshared_key,
+                remote_static=_public_key_of(peer),
             )
         )
         self._timestamp = timestamp
-        self.parameters = parameters
+        self._offer = parameters
 
     def step(self, token: bytes | None) -> bytes | None:
         """
         Return the first message on the first call, take the second on the next.
 
-        Raises RemoteError, after which the true second message may still come, and LocalError if the public
-        key of the acceptor, as configured, is none.
+        Raises RemoteError on any other, after which the true second message may still come; on the first
+        call LocalError if the peer's public key is of low order.
         """
         if token is None:
-            payload = self._timestamp + codec.encode(self.parameters, codec.INITIATOR_LENGTH)
+            payload = self._timestamp + codec.encode(self._offer, codec.INITIATOR_LENGTH)
             try:
                 return self._handshake.write_first(payload)
             except RemoteError:
-                raise LocalError("the peer's public key in the policy is not a valid key") from None
+                raise LocalError("the peer's public key cannot be anybody's") from None
         if self.established:
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, "established already")
-        payload = self._handshake.read_second(token)
-        self._establish(codec.decode(payload))
+        answer = self._handshake.read_second(token)
+        self._establish(self._offer, codec.decode(answer))
         return None
+
+
+def _public_key_of(peer: PeerIdentity) -> bytes:
+    try:
+        public = b64decode(peer.name, validate=True)
+    except ValueError:
+        public = b""
+    if len(public) != _KEY:
+        raise LocalError(f"{peer.name} is not a public key: 32 bytes in base64")
+    return public
 
 
 class NoiseAcceptor(_NoiseContext):
@@ -371,39 +374,33 @@ class NoiseAcceptor(_NoiseContext):
 
     It is called once the initiator is authenticated, before anything is answered. It may raise RemoteError
     to refuse, or CookieRequired if the timestamp does not show that the message is no recording; `step`
-    lets them pass.
+    lets both pass.
     """
 
     def __init__(
         self,
-        static: KeyPair,
         *,
+        private_key: bytes,
         ephemeral: bytes,
         prologue: bytes,
         authorize: Callable[[Initiation], Parameters],
-        psk: bytes = NO_PSK,
+        preshared_key: bytes = NO_PSK,
     ) -> None:
         """`ephemeral` is 32 random bytes, used for this context alone."""
-        super().__init__(Handshake(PROTOCOL, prologue=prologue, static=static, ephemeral=ephemeral, psk=psk))
+        super().__init__(
+            Handshake(PROTOCOL, prologue=prologue, static=private_key, ephemeral=ephemeral, psk=preshared_key)
+        )
         self._authorize = authorize
-        self._parameters: Parameters | None = None
-
-    @property
-    def parameters(self) -> Parameters:
-        """What `authorize` returned; once established."""
-        if self._parameters is None:
-            raise LocalError("the security context is not established")
-        return self._parameters
 
     def step(self, token: bytes | None) -> bytes | None:
-        """Take the first message and return the second."""
+        """Take the first message and return the second. Raises RemoteError, and what `authorize` raises."""
         if token is None or self.established:
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "no first message")
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not a first message")
         payload = self._handshake.read_first(token)
         if len(payload) < TIMESTAMP:
             raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "no timestamp")
-        offered = codec.decode(payload[TIMESTAMP:])
-        self._parameters = self._authorize(Initiation(self.peer, payload[:TIMESTAMP], offered))
-        answer = self._handshake.write_second(codec.encode(self._parameters))
-        self._establish(offered)
-        return answer
+        offer = codec.decode(payload[TIMESTAMP:])
+        answer = self._authorize(Initiation(self.peer, payload[:TIMESTAMP], offer))
+        token = self._handshake.write_second(codec.encode(answer))
+        self._establish(answer, offer)
+        return token

@@ -10,7 +10,6 @@ answer again, or an acknowledgement where the answer takes several datagrams, wh
 
 import math
 
-from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import SecurityContext
 from rvpn.keyexchange.fragments import Incoming, Outgoing
@@ -29,7 +28,7 @@ class Transport:
     def __init__(
         self,
         context: SecurityContext,
-        mechanism: Mechanism,
+        mechanism: int,
         exchange_id: bytes,
         cookie: bytes,
         *,
