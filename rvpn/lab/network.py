@@ -1,0 +1,258 @@
+"""
+Builds a `Topology` out of network namespaces, veth pairs and a bridge, and changes it while traffic flows.
+
+One netlink socket stays open in each namespace, so a change (a link down, a path cut) is one call of about a
+millisecond, made by the caller itself. The router's policy rules decide, in this order, what is cut, what goes
+through the impairment's TUN device, and which path has a lower MTU; everything else follows its routes:
+
+    packet at the router -> CUT: blackhole? -> DIVERT: into the TUN? -> MTU: route with a locked MTU? -> main table
+
+What comes back out of the TUN device enters the router anew and is no longer diverted, because the rules name the
+interface that it came in by.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from rvpn.lab.namespaces import inside, new_network
+from rvpn.lab.topology import (
+    INNER_ADDRESSES,
+    LAN_NETWORKS,
+    LOOPBACK,
+    NAT_NETWORKS,
+    OUTSIDE,
+    Node,
+    Route,
+    Topology,
+    route_to_client,
+)
+
+#: The directions of a path as the client sees them.
+OUT, BACK = "out", "back"
+BOTH = (OUT, BACK)
+#: The impairment's TUN device in the router's namespace.
+IMPAIRMENT_DEVICE = "impair"
+
+_CUT, _DIVERT, _MTU = 100, 200, 300  # priorities of the router's rules
+_DIVERT_TABLE = 200
+_MTU_TABLES = {OUT: 1000, BACK: 2000}  # plus the gateway's number
+_FIRST_INDEX = 10
+_LOCK_MTU = 1 << 2  # RTAX_LOCK's bit for RTAX_MTU (<linux/rtnetlink.h>)
+_FAMILIES = {4: 2, 6: 10}  # AF_INET and AF_INET6
+
+#: No duplicate address detection and no router advertisements: addresses are ready at once. Interfaces that come
+#: up announce themselves: neighbours that asked for them in vain would else repeat that only a second later.
+_SYSCTLS = {
+    "ipv4/conf/default/arp_notify": 1,
+    "ipv6/conf/default/ndisc_notify": 1,
+    "ipv4/conf/all/rp_filter": 0,
+    "ipv4/conf/default/rp_filter": 0,
+    "ipv6/conf/default/accept_dad": 0,
+    "ipv6/conf/default/accept_ra": 0,
+    "ipv6/conf/default/router_solicitations": 0,
+}
+
+
+class Network:
+    """The namespaces of a topology. Raises OSError or pyroute2's NetlinkError where the kernel refuses."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self._nodes = {node.name: node for node in topology.nodes}
+        self._namespaces = {name: new_network() for name in self._nodes}
+        self._netlink: dict[str, Any] = {}
+        self._indices: dict[tuple[str, str], int] = {}
+        self._cut: set[tuple[str, str]] = set()
+        self._diverted: set[tuple[str, str]] = set()
+        self._down: set[tuple[str, str]] = set()
+        self._mtus: dict[str, int] = {}
+        self._inner_gateway: str | None = None
+        #: What `rvpn.lab.lab` may ask for by name.
+        self.changes: Mapping[str, Callable[..., None]] = {
+            change.__name__: change
+            for change in (
+                self.set_link,
+                self.set_cut,
+                self.set_divert,
+                self.set_mtu,
+                self.connect_impairment,
+                self.point_targets_at,
+            )
+        }
+        for node in self._nodes.values():
+            self._prepare(node)
+        self._connect()
+        for node in self._nodes.values():
+            self._configure(node)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the namespaces."""
+        return tuple(self._nodes)
+
+    def inside(self, node: str) -> AbstractContextManager[None]:
+        """Run a body in that node's namespace. Raises KeyError for a node that does not exist."""
+        return inside(self._namespaces[node])
+
+    def state(self) -> Mapping[str, object]:
+        """Return what differs from the network as built, as JSON types."""
+        return {
+            "down": sorted(f"{node} {interface}" for node, interface in self._down),
+            "cut": sorted(f"{gateway} {direction}" for gateway, direction in self._cut),
+            "impaired": sorted(f"{gateway} {direction}" for gateway, direction in self._diverted),
+            "mtu": dict(self._mtus),
+            "inner_gateway": self._inner_gateway,
+        }
+
+    # --- Changes ---------------------------------------------------------------------------------
+
+    def set_link(self, node: str, interface: str, up: bool) -> None:
+        """Take an interface down or up by its administrator, not by its cable. Up restores its addresses."""
+        index = self._indices[node, interface]
+        self._netlink[node].link("set", index=index, state="up" if up else "down")
+        if up:
+            self._address(self._nodes[node], interface)
+            self._down.discard((node, interface))
+        else:
+            self._down.add((node, interface))
+
+    def set_cut(self, gateway: str, direction: str, cut: bool) -> None:
+        """Drop in silence, at the router, everything from the client to a gateway (OUT) or back (BACK)."""
+        if ((gateway, direction) in self._cut) == cut:
+            return
+        self._rule(cut, _CUT, action="blackhole", **self._end(gateway, direction))
+        (self._cut.add if cut else self._cut.discard)((gateway, direction))
+
+    def set_divert(self, gateway: str, direction: str, divert: bool) -> None:
+        """Send one direction of the client's path to a gateway through the impairment's TUN device."""
+        if ((gateway, direction) in self._diverted) == divert:
+            return
+        came_in = "client" if direction == OUT else gateway
+        self._rule(divert, _DIVERT, table=_DIVERT_TABLE, iifname=came_in, **self._end(gateway, direction))
+        (self._diverted.add if divert else self._diverted.discard)((gateway, direction))
+
+    def connect_impairment(self) -> None:
+        """Route diverted packets, and whatever is for the NAT's addresses, into the TUN device (now up)."""
+        (index,) = self._netlink["router"].link_lookup(ifname=IMPAIRMENT_DEVICE)
+        self._netlink["router"].link("set", index=index, state="up")
+        family = _FAMILIES[self.topology.family]
+        everything = {"dst": "default", "table": _DIVERT_TABLE}
+        for target in (everything, {"dst": str(NAT_NETWORKS[self.topology.family])}):
+            self._netlink["router"].route("replace", family=family, oif=index, **target)
+
+    def set_mtu(self, gateway: str, mtu: int | None) -> None:
+        """Make `mtu` the largest packet, IP header included, between client and gateway; None: the links'."""
+        number = self.topology.gateway_names.index(gateway)
+        ends = {OUT: (gateway, str(self.topology.gateway_address(gateway)))}
+        ends[BACK] = ("client", str(self.topology.client_address))
+        for direction, (interface, address) in ends.items():
+            table = _MTU_TABLES[direction] + number
+            if mtu is not None:
+                self._lock_mtu(interface, address, table, mtu)
+            if (gateway in self._mtus) == (mtu is None):
+                self._rule(mtu is not None, _MTU, table=table, **self._end(gateway, direction))
+        if mtu is None:
+            self._mtus.pop(gateway, None)
+        else:
+            self._mtus[gateway] = mtu
+
+    def point_targets_at(self, gateway: str) -> None:
+        """Route the client's inner addresses on every target through this gateway (DESIGN 8, no presence)."""
+        for target in self.topology.target_names:
+            for route in route_to_client(self.topology.lan_addresses(gateway)):
+                self._route(target, route)
+        self._inner_gateway = gateway
+
+    # --- Building --------------------------------------------------------------------------------
+
+    def _prepare(self, node: Node) -> None:
+        with self.inside(node.name):
+            self._netlink[node.name] = IPRoute()
+            forwarding = int(node.forwarding)
+            forward = {"ipv4/ip_forward": forwarding, "ipv6/conf/all/forwarding": forwarding}
+            for name, value in {**_SYSCTLS, **forward}.items():
+                Path("/proc/sys/net", name).write_text(f"{value}\n")
+        self._netlink[node.name].link("set", index=1, state="up")
+        if node.bridge is not None:
+            self._add_link(node.name, node.bridge, kind="bridge")
+
+    def _connect(self) -> None:
+        """
+        Make the cables.
+
+        The near ends are numbered from `_FIRST_INDEX`, the far ends by the kernel from 2: it takes a veth whose
+        peer has its own index for one without a peer, and then notices its carrier up to a second late.
+        """
+        for link in self.topology.links:
+            far_node, far_name = link.far
+            peer = {"ifname": far_name, "net_ns_fd": self._namespaces[far_node]}
+            self._add_link(*link.near, kind="veth", peer=peer)
+            (self._indices[link.far],) = self._netlink[far_node].link_lookup(ifname=far_name)
+
+    def _add_link(self, node: str, interface: str, **how: object) -> None:
+        index = _FIRST_INDEX + len(self._indices)
+        self._netlink[node].link("add", ifname=interface, index=index, **how)
+        self._indices[node, interface] = index
+
+    def _configure(self, node: Node) -> None:
+        """Bring every interface of the node up, with its addresses and routes."""
+        for interface in node.interfaces:
+            index = self._indices[node.name, interface.name]
+            if node.bridge is not None:
+                self._netlink[node.name].link("set", index=index, master=self._indices[node.name, node.bridge])
+            self._netlink[node.name].link("set", index=index, state="up")
+            self._address(node, interface.name)
+        if node.bridge is not None:
+            self._netlink[node.name].link("set", index=self._indices[node.name, node.bridge], state="up")
+
+    def _address(self, node: Node, name: str) -> None:
+        """Give an interface that is up its addresses and routes, whichever of them it still has."""
+        (interface,) = (each for each in node.interfaces if each.name == name)
+        for text in interface.addresses:
+            address = ip_interface(text)
+            self._netlink[node.name].addr(
+                "replace",
+                index=self._indices[node.name, name],
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            )
+        for route in node.routes:
+            if route.interface == name:
+                self._route(node.name, route)
+
+    def _route(self, node: str, route: Route) -> None:
+        via = {"scope": "link"} if route.via is None else {"gateway": str(route.via)}
+        self._netlink[node].route(
+            "replace",
+            family=_FAMILIES[route.destination.version],
+            dst=str(route.destination),
+            oif=self._indices[node, route.interface],
+            **via,
+        )
+
+    # --- The router's rules ----------------------------------------------------------------------
+
+    def _end(self, gateway: str, direction: str) -> dict[str, object]:
+        """Return the part of a rule that selects one direction of a path by the gateway's address."""
+        address, length = str(self.topology.gateway_address(gateway)), 32 if self.topology.family == 4 else 128
+        return {"dst": address, "dst_len": length} if direction == OUT else {"src": address, "src_len": length}
+
+    def _rule(self, add: bool, priority: int, **rule: object) -> None:
+        family = _FAMILIES[self.topology.family]
+        self._netlink["router"].rule("add" if add else "del", family=family, priority=priority, **rule)
+
+    def _lock_mtu(self, interface: str, address: str, table: int, mtu: int) -> None:
+        self._netlink["router"].route(
+            "replace",
+            family=_FAMILIES[self.topology.family],
+            dst=address,
+            table=table,
+            oif=self._indices["router", interface],
+            scope="link",
+            metrics={"mtu": mtu, "lock": _LOCK_MTU},
+        )
