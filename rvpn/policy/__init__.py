@@ -1,7 +1,12 @@
 """
 The policy file: text -> `Policy` -> lookup.
 
-`load` and `check` make a `Policy` of a file's text, `TunnelIndex` tells which tunnel entry a target belongs to.
+`statements` reads the lines of a file, by the table in `keys` and the types in `values`. `grammar` resolves
+what they say of each other and makes a `Policy` (`model`), or a `Diagnostic` of each fault. `lint` adds
+warnings. From the policy's tunnel entries `lookup` builds a `TunnelIndex`, which tells the entry of each
+target address.
+
+Services call `load`, `rvpn policy check` calls `check`, the data path calls `TunnelIndex.find_packed`.
 """
 
 from rvpn.policy.diagnostics import Diagnostic, PolicyError, Severity

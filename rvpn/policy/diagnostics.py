@@ -34,8 +34,9 @@ class Diagnostic:
 
 
 class PolicyError(LocalError):
-    """A policy file with errors. `diagnostics` holds all of them, in the order of their lines."""
+    """A policy file with errors: `diagnostics` holds all; the text is the first and counts the others."""
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
-        super().__init__("\n".join(map(str, diagnostics)))
+        more = f" (and {len(diagnostics) - 1} more)" if len(diagnostics) > 1 else ""
+        super().__init__(f"{diagnostics[0]}{more}")
         self.diagnostics = tuple(diagnostics)

@@ -6,7 +6,7 @@ Times are in seconds. A tunnel entry for a single gateway holds a cluster of one
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from rvpn.constants import DEFAULT_PORT, EXCHANGE_TIME, KEY_LIFETIME, HeartbeatMode, TransformID
 from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
@@ -51,14 +51,20 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A whole policy file. `inner_addresses` None means `own` (R18): the client's outer address."""
+    """
+    A whole policy file.
+
+    Heartbeat times of None mean `auto` (X7), `inner_addresses` of None means `own` (R18): the client's outer
+    address. `clusters` are those of [CLUSTER] in the order of the file; tunnels and redirects are in the
+    order of their numbers. File names are as written: relative to the folder of the policy file.
+    """
 
     heartbeat: HeartbeatMode = HeartbeatMode.NONE
     heartbeat_response_time: float | None = 1.0
     heartbeat_defer_time: float | None = 5.0
     randomize_clusters: bool = True
     port: int = DEFAULT_PORT
-    listen: tuple[IPAddress, ...] = ()
+    listen: tuple[IPAddress, ...] = (IPv4Address(0), IPv6Address(0))
     transforms: tuple[TransformID, ...] = (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305)
     key_lifetime: float = KEY_LIFETIME
     exchange_time: float = EXCHANGE_TIME

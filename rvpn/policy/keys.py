@@ -1,0 +1,254 @@
+"""
+Every key of a policy file, in one table (DESIGN 7).
+
+`statements` reads files by this table; a test holds docs/policy.md and the defaults of `Policy` to it. To add
+a key, add its row here, its field in `model`, and the block in the page that the failing test prints.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from rvpn.interfaces import IPAddress
+from rvpn.policy import values
+from rvpn.policy.values import ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """
+    One key: where it stands, what it takes, and the field of `Policy` that holds it.
+
+    `syntax` is the left side of the `=`; `<nr>` in it stands for a number, `[<nr>]` for one that may be
+    missing, `<address>` for the address of a gateway. `default` is what a missing key means, written as in a
+    file. `example` is the right side of the `=`.
+    """
+
+    section: str
+    syntax: str
+    field: str
+    type: ValueType[Any]
+    description: str
+    example: str
+    default: str | None = None
+    unit: str | None = None
+
+    @property
+    def keyword(self) -> str:
+        """The fixed part of the syntax; empty where the key is an address."""
+        return self.statement(None)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether a file may hold several statements of this key, told apart by number."""
+        return "<nr>" in self.syntax
+
+    @property
+    def number_required(self) -> bool:
+        """Whether a number must follow the keyword."""
+        return self.numbered and "[<nr>]" not in self.syntax
+
+    def statement(self, label: int | IPAddress | None) -> str:
+        """Name one statement as the file would: `Port`, `Tunnel1`, `Cluster 1`, or `Cluster` for None."""
+        return re.sub(r"\[?<\w+>\]?", "" if label is None else str(label), self.syntax).strip()
+
+
+KEYS = (
+    Key(
+        section="GENERAL",
+        syntax="Heartbeat",
+        field="heartbeat",
+        type=values.HEARTBEAT,
+        default="NONE",
+        description="Whether the client watches the gateway in use, and whether an idle client keeps silent"
+        " (`DEFERRED`) or sends heartbeats at once (`INSTANT`).",
+        example="INSTANT",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="HeartbeatResponseTime",
+        field="heartbeat_response_time",
+        type=values.unless("auto", values.number(0.001, 3600)),
+        unit="seconds",
+        default="1",
+        description="How long the client waits for the answer to a heartbeat; a gateway that leaves two"
+        " unanswered has failed.",
+        example="0.1",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="HeartbeatDeferTime",
+        field="heartbeat_defer_time",
+        type=values.unless("auto", values.number(0.001, 3600)),
+        unit="seconds",
+        default="5",
+        description="How long the gateway in use must be silent before the client sends it a heartbeat.",
+        example="0.2",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="RandomizeClusters",
+        field="randomize_clusters",
+        type=values.YES_NO,
+        default="yes",
+        description="Whether each cluster is shuffled when the policy is read, so that the clients spread"
+        " over its gateways.",
+        example="no",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="Port",
+        field="port",
+        type=values.PORT,
+        default="4500",
+        description="The UDP port of this node and of those it calls.",
+        example="4501",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="Listen",
+        field="listen",
+        type=values.LISTEN,
+        default="0.0.0.0 ::",
+        description="The local addresses that take part in the tunnel.",
+        example="192.0.2.1 2001:db8::1",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="Transforms",
+        field="transforms",
+        type=values.TRANSFORMS,
+        default="aes-gcm-256 chacha20-poly1305",
+        description="The ESP transforms this node offers or accepts.",
+        example="chacha20-poly1305",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="KeyLifetime",
+        field="key_lifetime",
+        type=values.number(1, 604800),
+        unit="seconds",
+        default="7200",
+        description="The age at which the keys of a session are replaced.",
+        example="3600",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="ExchangeTime",
+        field="exchange_time",
+        type=values.number(0.1, 3600),
+        unit="seconds",
+        default="2",
+        description="How long a key exchange with one gateway may take before the next gateway is tried.",
+        example="5",
+    ),
+    Key(
+        section="CLUSTER",
+        syntax="Cluster [<nr>]",
+        field="clusters",
+        type=values.MEMBERS,
+        description="The gateways that lead to the same targets.",
+        example="143.1.0.64 143.1.1.157",
+    ),
+    Key(
+        section="TUNNEL",
+        syntax="Tunnel<nr>",
+        field="tunnels",
+        type=values.TARGET,
+        description="Which gateway, cluster or detected access server (`AUTO`) leads to which targets.",
+        example="143.1.0.24 - 143.1.0.30 Cluster 1",
+    ),
+    Key(
+        section="TUNNEL",
+        syntax="RedirectTunnel<nr>",
+        field="redirects",
+        type=values.REDIRECTION,
+        description="Which gateway or cluster to use where `AUTO` detects this access server.",
+        example="192.0.2.1 Cluster 1",
+    ),
+    Key(
+        section="IDENTITY",
+        syntax="PrivateKey",
+        field="private_key",
+        type=values.FILE,
+        description="The file that holds this node's private key, as `rvpn keygen` writes it.",
+        example="client.key",
+    ),
+    Key(
+        section="IDENTITY",
+        syntax="PresharedKey",
+        field="preshared_key",
+        type=values.FILE,
+        description="The file that holds a secret which both ends mix into every key exchange.",
+        example="shared.key",
+    ),
+    Key(
+        section="PEERS",
+        syntax="<address>",
+        field="peers",
+        type=values.PUBLIC_KEY,
+        description="The public key of the gateway with this outer address.",
+        example="j4Md5V6mUoVhhwM0xYfQHqm5b2ezrKEZqVvRXOcKxBE=",
+    ),
+    Key(
+        section="CLIENTS",
+        syntax="Client<nr>",
+        field="clients",
+        type=values.CLIENT,
+        description="A client's public key, the inner addresses it may use, and the endpoint to call it at.",
+        example="c9YCNPqC3NgMQF3ZQ7lxPZ4NVGmXNvWOJOFjCJjPLmM= 10.9.0.1, fd00:9::1 198.51.100.7:4500",
+    ),
+    Key(
+        section="DEVICE",
+        syntax="Name",
+        field="device_name",
+        type=values.INTERFACE,
+        default="rvpn0",
+        description="The name of the TUN device.",
+        example="vpn1",
+    ),
+    Key(
+        section="DEVICE",
+        syntax="InnerAddress",
+        field="inner_addresses",
+        type=values.INNER_ADDRESSES,
+        default="own",
+        description="The client's addresses inside the tunnel; `own` stands for its outer address.",
+        example="10.9.0.1 fd00:9::1",
+    ),
+    Key(
+        section="LAN",
+        syntax="Interface",
+        field="lan_interface",
+        type=values.INTERFACE,
+        description="The gateway's interface to the targets.",
+        example="eth1",
+    ),
+    Key(
+        section="LAN",
+        syntax="Networks",
+        field="lan_networks",
+        type=values.NETWORKS,
+        description="The networks that clients reach through this gateway.",
+        example="10.0.0.0/24 fd00:1::/64",
+    ),
+    Key(
+        section="CONTROL",
+        syntax="Socket",
+        field="control_socket",
+        type=values.FILE,
+        description="The Unix socket behind `rvpn status` and `rvpn reload`.",
+        example="/run/rvpn/client.sock",
+    ),
+    Key(
+        section="CONTROL",
+        syntax="StateDirectory",
+        field="state_directory",
+        type=values.DIRECTORY,
+        description="The directory for what must outlive the process.",
+        example="/var/lib/rvpn/client",
+    ),
+)
+
+#: The names of the sections, in the order of the table.
+SECTIONS = tuple(dict.fromkeys(key.section for key in KEYS))

@@ -1,0 +1,158 @@
+"""
+Text -> statements: the first half of reading a policy file (DESIGN 7).
+
+`Source` takes a file line by line: it cuts off comments, follows the sections, looks each keyword up in
+`keys.KEYS` and has the key's type convert the value. Faults become `Diagnostic`s and reading goes on.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from string import digits
+from typing import Any, NamedTuple
+
+from rvpn.policy.diagnostics import Diagnostic, Severity
+from rvpn.policy.keys import KEYS, SECTIONS, Key
+from rvpn.policy.values import HOST, QUOTED_LENGTH, GrammarError, quote
+
+#: Bytes of the longest line; a cluster of a hundred gateways fits.
+MAX_LINE = 4096
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class Statement(NamedTuple):
+    """
+    One `keyword = value`.
+
+    `name` is the left side as messages write it (`Port`, `Tunnel1`, `192.0.2.1`), `label` the number or
+    address in it that tells statements of one key apart, `value` what the key's type made of the right side.
+    """
+
+    line: int
+    name: str
+    key: Key
+    label: Any
+    value: Any
+
+
+class Source:
+    """
+    What a policy file states, and what is wrong with it.
+
+    `lines` tells where each section (`[LAN]`) and each statement (by name) stands, faulty ones included.
+    `errors` are in the order of their discovery.
+    """
+
+    def __init__(self, text: str | bytes, filename: str) -> None:
+        self.filename = filename
+        self.statements: list[Statement] = []
+        self.lines: dict[str, int] = {}
+        self.errors: list[Diagnostic] = []
+        self._section: str | None = ""  # empty before the first, None after a faulty one
+        for line, raw in _numbered(text):
+            try:
+                self._take(line, _without_comment(raw))
+            except GrammarError as fault:
+                self.error(line, fault)
+
+    def error(self, line: int, fault: Exception, name: str = "") -> None:
+        """Add a fault, which belongs to the statement of that name, to the errors."""
+        message = f"{name}: {fault}" if name else str(fault)
+        self.errors.append(Diagnostic(self.filename, line, Severity.ERROR, message))
+
+    def of(self, field: str) -> list[Statement]:
+        """Return the faultless statements for one field of `Policy`, in the order of the file."""
+        return [statement for statement in self.statements if statement.key.field == field]
+
+    def _take(self, line: int, text: str) -> None:
+        if text.startswith("["):
+            self._section = None
+            self._section = _section_named(text)
+            self._is_first(line, f"[{self._section}]")
+        elif text and self._section:
+            self._statement(line, self._section, text)
+        elif text and self._section == "":
+            self._section = None
+            found = f"{quote(text)} before any section"
+            raise GrammarError(found, f"[{SECTIONS[0]}] or another section first")
+
+    def _is_first(self, line: int, name: str) -> bool:
+        """Note where a section or statement stands; report it if it stood before."""
+        first = self.lines.setdefault(name, line)
+        if first != line:
+            self.error(line, GrammarError(f"a second {name} (the first is on line {first})", "only one"))
+        return first == line
+
+    def _statement(self, line: int, section: str, text: str) -> None:
+        left, equals, right = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise GrammarError(quote(text), "<keyword> = <value>")
+        key, label = _key_named(section, left)
+        name = key.statement(label)
+        first = self._is_first(line, name)
+        try:
+            value = key.type.parse(right)
+        except* GrammarError as faults:
+            for fault in faults.exceptions:
+                self.error(line, fault, name)
+        else:
+            if first:
+                self.statements.append(Statement(line, name, key, label, value))
+
+
+def _numbered(text: str | bytes) -> Iterator[tuple[int, bytes]]:
+    """Number the lines from 1; a byte order mark is no part of the first."""
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    return enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+
+
+def _without_comment(raw: bytes) -> str:
+    """Return what a line says. Raises `GrammarError` if it is not plain text of bounded length."""
+    if len(raw) > MAX_LINE:
+        raise GrammarError(f"a line of {len(raw)} bytes", f"at most {MAX_LINE}")
+    try:
+        line = raw.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise GrammarError(f"byte 0x{raw[error.start]:02x}", "UTF-8 text") from None
+    if control := _CONTROL_CHARACTER.search(line):
+        raise GrammarError(f"control character U+{ord(control[0]):04X}", "text")
+    return re.split("[;#]", line, maxsplit=1)[0].strip()
+
+
+def _folded(name: str) -> str:
+    """Names are compared without regard to case and blanks: `Redirect Tunnel` is `RedirectTunnel`."""
+    return "".join(name.split()).casefold()
+
+
+def _nearest(name: str, known: dict[str, str]) -> str:
+    """Say which of the known names, keyed by their folded form, is nearest, or else what all of them are."""
+    nearest = get_close_matches(_folded(name)[:QUOTED_LENGTH], known, n=1, cutoff=0.5)
+    return f"{known[nearest[0]]}, the nearest known" if nearest else f"one of {', '.join(known.values())}"
+
+
+def _section_named(header: str) -> str:
+    """Return the section that a `[...]` line opens. Raises `GrammarError`."""
+    if not header.endswith("]"):
+        raise GrammarError(quote(header), "[<section>] alone on its line")
+    name = header[1:-1]
+    known = {_folded(section): section for section in SECTIONS}
+    if _folded(name) not in known:
+        raise GrammarError(f"section {quote(name)}", _nearest(name, {f: f"[{s}]" for f, s in known.items()}))
+    return known[_folded(name)]
+
+
+def _key_named(section: str, left: str) -> tuple[Key, Any]:
+    """Return the key that the left side of a statement names, and its label. Raises `GrammarError`."""
+    stem = left.rstrip(digits)
+    number = left[len(stem) :]
+    keys = {_folded(key.keyword): key for key in KEYS if key.section == section}
+    if "" in keys:
+        return keys[""], HOST.parse(left)
+    if _folded(stem) not in keys:
+        elsewhere = [f"it in [{key.section}]" for key in KEYS if _folded(key.keyword) == _folded(stem) != ""]
+        known = {folded: key.syntax for folded, key in keys.items()}
+        raise GrammarError(f"key {quote(left)} in [{section}]", *elsewhere or [_nearest(stem, known)])
+    key = keys[_folded(stem)]
+    if (number and not key.numbered) or (not number and key.number_required):
+        raise GrammarError(f"key {quote(left)}", key.syntax)
+    return key, int(number) if number else None
