@@ -57,7 +57,7 @@ def read_trailer(plaintext: memoryview, size: int) -> tuple[int, int]:
     end = size - TRAILER_SIZE
     padding = plaintext[end]
     length = end - padding
-    if length < 0 or plaintext[length:end] != PADDING[:padding]:
+    if length < 0 or bytes(plaintext[length:end]) != PADDING[:padding]:
         raise RemoteError(DropReason.MALFORMED_ESP, f"padding of {padding} bytes in {size}")
     return length, plaintext[end + 1]
 

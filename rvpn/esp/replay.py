@@ -42,8 +42,9 @@ class ReplayWindow:
         block = sequence >> 3
         if sequence > self.highest:
             newest = self.highest >> 3
-            # What lies a whole ring ahead has left nothing behind: each block is cleared once at most.
-            for passed in range(max(newest, block - self._count) + 1, block + 1):
-                self._blocks[passed % self._count] = 0
             self.highest = sequence
+            if block > newest:
+                # What lies a whole ring ahead has left nothing behind: each block is cleared once at most.
+                for passed in range(max(newest, block - self._count) + 1, block + 1):
+                    self._blocks[passed % self._count] = 0
         self._blocks[block % self._count] |= 1 << (sequence & 7)
