@@ -13,7 +13,6 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from rvpn.agenda import Appointment
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import CookieRequired, DropReason, RemoteError
 from rvpn.interfaces import (
@@ -47,8 +46,7 @@ class Gateway(TunnelEnd):
         super().__init__(credentials, random)
         self._newest: dict[PeerIdentity, bytes] = {}
         self._unconfirmed: dict[SAPair, Established] = {}
-        self._acceptor = Acceptor({Mechanism.NOISE: self._new_context}, random, now)
-        self._acceptor_timer: Appointment | None = None
+        self._acceptor = Acceptor({Mechanism.NOISE: self._new_context}, self.agenda, random, now)
         self._established = 0
         self._read(policy)
 
@@ -117,27 +115,12 @@ class Gateway(TunnelEnd):
                 actions += self._accept(reply.established, now)
         except RemoteError as error:
             self.drop(error.reason)
-        self._set_acceptor_timer()
         return actions
 
     def _refused(self, error: RemoteError, path: Path) -> list[Action]:
         self.drop(error.reason)
         fields: dict[str, str | int | float | bool] = {"endpoint": str(path.remote), "reason": str(error)}
         return [Event("refused a key exchange from {endpoint}: {reason}", fields)]
-
-    def _set_acceptor_timer(self) -> None:
-        deadline = self._acceptor.deadline()
-        timer = self._acceptor_timer
-        if timer is not None:
-            if timer.act is not None and timer.when == deadline:
-                return
-            timer.cancel()
-        self._acceptor_timer = None if deadline is None else self.agenda.at(deadline, self._advance_acceptor)
-
-    def _advance_acceptor(self, now: float) -> list[Action]:
-        actions = list(self._acceptor.advance(now))
-        self._set_acceptor_timer()
-        return actions
 
     def _new_context(self, request: AcceptRequest) -> NoiseAcceptor:
         return NoiseAcceptor(

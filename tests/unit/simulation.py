@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
+from typing import Any, Generic, TypeVar
 
 from rvpn.client import Client
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
@@ -66,11 +67,14 @@ def udp_packet(
     return head + struct.pack("!HHHH", 1024, 9, length - 20, 0) + payload
 
 
+NodeT = TypeVar("NodeT", Client, Gateway)
+
+
 @dataclass
-class Host:
+class Host(Generic[NodeT]):
     """A node, where it is, whether it lives, and what it delivered."""
 
-    node: Client | Gateway
+    node: NodeT
     endpoint: Endpoint
     alive: bool = True
     delivered: list[bytes] = field(default_factory=list)
@@ -92,7 +96,7 @@ class Network:
     `wire(datagram, source, destination)` yields a delay for each copy that arrives: none loses the datagram.
     """
 
-    def __init__(self, gateways: int = 1, seed: int = 1, wire: Wire = perfect, **policy: object) -> None:
+    def __init__(self, gateways: int = 1, seed: int = 1, wire: Wire = perfect, **policy: Any) -> None:
         self.random = random.Random(seed)
         self.now = 1000.0
         self.wire = wire
@@ -110,14 +114,14 @@ class Network:
                 peers={address: identity(key) for address, key in zip(addresses, keys, strict=True)},
                 inner_addresses=(INNER,),
             ),
-            **policy,  # type: ignore[arg-type]  # whatever the test asks for
+            **policy,
         )
         self.gateway_policy = replace(
             Policy(
                 clients=(PolicyClient(1, identity(client_key), (INNER,)),),
                 lan_networks=(ip_network("10.0.0.0/24"),),
             ),
-            **{key: value for key, value in policy.items() if key in {"key_lifetime", "transforms"}},  # type: ignore[arg-type]
+            **{key: value for key, value in policy.items() if key in {"key_lifetime", "transforms"}},
         )
         self.client = Host(
             Client(
@@ -140,7 +144,7 @@ class Network:
         self._datagrams, self._packets = DatagramBatch(1 << 17), PacketBatch(1 << 17)
 
     @property
-    def hosts(self) -> list[Host]:
+    def hosts(self) -> list[Host[Any]]:
         """Return the client and the gateways."""
         return [self.client, *self.gateways]
 
@@ -150,7 +154,7 @@ class Network:
         host.node = Gateway(self.gateway_policy, Credentials(self.keys[index]), self.random, self.now)
         host.alive = True
 
-    def send(self, host: Host, packet: bytes) -> None:
+    def send(self, host: Host[Any], packet: bytes) -> None:
         """Let a packet come out of the host's TUN device."""
         self._datagrams.clear()
         actions = host.node.outbound(memoryview(packet), self._datagrams, self.now)
@@ -160,7 +164,7 @@ class Network:
             self._transmit(host, bytes(batch.view[: batch.length]), batch.path)
         self.act(host, actions)
 
-    def act(self, host: Host, actions: Sequence[Action]) -> None:
+    def act(self, host: Host[Any], actions: Sequence[Action]) -> None:
         """Do what a node asks for."""
         for action in actions:
             if isinstance(action, Send):
@@ -170,7 +174,7 @@ class Network:
             elif isinstance(action, Event):
                 host.events.append(action.message.format(**action.fields))
 
-    def _transmit(self, host: Host, datagram: bytes, path: Path) -> None:
+    def _transmit(self, host: Host[Any], datagram: bytes, path: Path) -> None:
         self.sent.append((self.now, datagram, host.endpoint, path.remote))
         self.inject(datagram, host.endpoint, path.remote)
 
@@ -204,7 +208,7 @@ class Network:
             if host.endpoint == destination and host.alive:
                 self.receive(host, datagram, source)
 
-    def receive(self, host: Host, datagram: bytes, source: Endpoint) -> None:
+    def receive(self, host: Host[Any], datagram: bytes, source: Endpoint) -> None:
         """Let a datagram arrive now."""
         if datagram[:4] == KEY_EXCHANGE_MARKER:
             self.act(host, host.node.key_exchange(datagram, Path(source), self.now))
