@@ -1,59 +1,62 @@
 """`rvpn policy check`: everything that is wrong with policy files, at once."""
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rvpn import keyfile
 from rvpn.cli.subcommand import Subparsers
 from rvpn.errors import LocalError
-from rvpn.policy import Policy, Severity, check
+from rvpn.policy import Diagnostic, Policy, Severity, check
+from rvpn.policy.grammar import read
 
 
 def register(commands: Subparsers) -> None:
     """Add `policy` with its one subcommand."""
     policy = commands.add_parser("policy", help="check policy files", description="Work on policy files.")
     subcommands = policy.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    check = subcommands.add_parser(
+    checking = subcommands.add_parser(
         "check",
         help="report all errors and doubtful entries of policy files",
         description="Report every error and every doubtful entry of policy files, one line each, as "
         "FILE:LINE: error: ... or FILE:LINE: warning: .... The key files that they name are looked at too. "
         "The exit code is 1 if there are errors, and 0 if there are none or only warnings.",
     )
-    check.add_argument("files", metavar="FILE", nargs="+", help="a policy file")
-    check.set_defaults(run=_check)
+    checking.add_argument("files", metavar="FILE", nargs="+", help="a policy file")
+    checking.set_defaults(run=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
-    errors = warnings = 0
-    for filename in options.files:
-        try:
-            text = Path(filename).read_bytes()
-        except OSError as error:
-            print(f"{filename}: error: cannot read this policy: {error.strerror}")
-            errors += 1
-            continue
-        policy, diagnostics = check(text, filename)
-        complaints = _key_complaints(policy, filename) if policy else []
-        for line in [*diagnostics, *complaints]:
-            print(line)
-        found = sum(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics)
-        errors += found
-        warnings += len(diagnostics) - found + len(complaints)
+    diagnostics = [diagnostic for filename in options.files for diagnostic in _diagnose(filename)]
+    for diagnostic in diagnostics:
+        print(diagnostic)
+    errors = sum(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics)
+    warnings = len(diagnostics) - errors
     print(f"{_count(len(options.files), 'file')}: {_count(errors, 'error')}, {_count(warnings, 'warning')}")
     return 1 if errors else 0
 
 
-def _key_complaints(policy: Policy, filename: str) -> list[str]:
-    """Return a line for each key file that the policy names and the services would refuse."""
-    complaints = []
-    for name in (policy.private_key, policy.preshared_key):
+def _diagnose(filename: str) -> list[Diagnostic]:
+    """Return what is wrong with a policy file and the key files it names, in the order of the lines."""
+    try:
+        text = Path(filename).read_bytes()
+    except OSError as error:
+        return [Diagnostic(filename, 1, Severity.ERROR, f"cannot read this file: {error.strerror}")]
+    policy, diagnostics = check(text, filename)
+    if policy is not None:
+        lines = read(text, filename).lines
+        diagnostics += _key_faults(policy, filename, lines)
+    return sorted(diagnostics, key=lambda diagnostic: diagnostic.line)
+
+
+def _key_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iterator[Diagnostic]:
+    """Yield a warning for each key file that the policy names and the services would refuse."""
+    for statement, name in (("PrivateKey", policy.private_key), ("PresharedKey", policy.preshared_key)):
         try:
             if name is not None:
                 keyfile.load(keyfile.beside(filename, name))
         except LocalError as error:
-            complaints.append(f"{filename}: warning: {error}")
-    return complaints
+            yield Diagnostic(filename, lines[statement], Severity.WARNING, str(error))
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rvpn import __version__
+from rvpn import __version__, keyfile
 from rvpn.cli import report
 from rvpn.cli.control_client import ask
 from rvpn.cli.subcommand import Subparsers
@@ -85,7 +85,7 @@ def _sockets(options: argparse.Namespace) -> list[str]:
     if options.policy:
         named = _read_policy(options.policy).control_socket
         if named:
-            return [named]
+            return [keyfile.beside(options.policy, named)]
     defaults = [DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in Role]
     existing = [path for path in defaults if Path(path).exists()]
     if not existing:
