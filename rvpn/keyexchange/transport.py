@@ -82,8 +82,8 @@ class Transport:
                 return self._again(message)
             if message.token > self._awaited:
                 raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "token out of turn")
-        elif isinstance(message, Acknowledgement) and self._outgoing and message.token == self._awaited - 1:
-            self._outgoing.acknowledge(message.bitmap)
+        elif isinstance(message, Acknowledgement) and message.token == self._awaited - 1:
+            self._acknowledged(message.bitmap)
         return []
 
     def _fragment(self, fragment: Fragment, now: float) -> list[bytes]:
@@ -100,6 +100,11 @@ class Transport:
             raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "the exchange has no end")
         self._outgoing = Outgoing(self._envelope.fragments(number, answer))
         return self._outgoing.send(now)
+
+    def _acknowledged(self, bitmap: int) -> None:
+        """Without a cookie anybody may have said so, and the answer tells; only a last token draws none."""
+        if self._outgoing and (self.cookie or self.context.established):
+            self._outgoing.acknowledge(bitmap)
 
     def _again(self, fragment: Fragment) -> list[bytes]:
         if self._outgoing and len(self._outgoing.datagrams) == 1:
