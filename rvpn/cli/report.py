@@ -12,13 +12,13 @@ _ENDPOINT: _Column = ("ENDPOINT", lambda session: session["endpoint"])
 _COMMON: tuple[_Column, ...] = (
     ("INNER", lambda session: " ".join(session["inner_addresses"])),
     ("AGE", lambda session: duration(session["age"])),
-    ("KEYS", lambda session: duration(session["key_age"])),
+    ("KEYS", lambda session: "none" if session["key_age"] is None else duration(session["key_age"])),
     ("IDLE", lambda session: duration(session["idle"])),
     ("IN", lambda session: f"{session['packets_in']:,} packets"),
     ("", lambda session: size(session["bytes_in"])),
     ("OUT", lambda session: f"{session['packets_out']:,} packets"),
     ("", lambda session: size(session["bytes_out"])),
-    ("TRANSFORM", lambda session: session["transform"]),
+    ("TRANSFORM", lambda session: session["transform"] or "none"),
     ("PEER", lambda session: session["peer"]),
 )
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -27,15 +27,13 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 def text(status: Status) -> str:
     """Return the report on one service. A status of another shape raises what the access to it raises."""
     columns = (_GATEWAY, _IN_USE, *_COMMON) if status["role"] == "client" else (_ENDPOINT, *_COMMON)
-    exchanges = status["exchanges"]
     return "\n".join(
         [
             f"{status['role']} (rvpn {status['version']}), up {duration(status['uptime'])}, "
             f"device {status['device']}, MTU {status['mtu']}",
             *(_section("clusters", map(_cluster, status["clusters"])) if "clusters" in status else []),
             *_section("sessions", _table(columns, status["sessions"])),
-            f"exchanges: {exchanges['running']} running, {exchanges['established']} established, "
-            f"{exchanges['failed']} failed",
+            "exchanges: " + ", ".join(f"{count:,} {state}" for state, count in status["exchanges"].items()),
             *_section("drops", _aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
         ]
     )

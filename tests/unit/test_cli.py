@@ -275,6 +275,11 @@ class ServiceTests(SynchronousTestCase):
             for row in rows:
                 self.assertEqual(row.index(value), titles.index(title))
 
+    def test_between_keys(self) -> None:
+        """A session that has lost its keys and waits for others says so."""
+        session = {**SESSION, "key_age": None, "transform": None}
+        self.assertRegex(report.text({**STATUS, "sessions": [session]}), r"2h03m +none +0\.4s .* none +A")
+
     def test_nothing_yet(self) -> None:
         """A gateway without sessions says none, and has no clusters to tell of."""
         status = {**STATUS, "role": "gateway", "sessions": [], "drops": {}}
