@@ -19,6 +19,7 @@ from typing import Any
 from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
     BACKOFF_LAST,
+    LINK_MTU,
     REKEY_JITTER,
     REKEY_PACKETS,
     REKEY_WATCH_INTERVAL,
@@ -68,8 +69,9 @@ class Client(TunnelEnd):
         inner_addresses: Sequence[IPAddress],
         random: RandomSource,
         clock: Callable[[], float],
+        link_mtu: int = LINK_MTU,
     ) -> None:
-        super().__init__(credentials, random)
+        super().__init__(credentials, random, link_mtu)
         self._inner_addresses = tuple(inner_addresses)
         self._packed_addresses = frozenset(address.packed for address in inner_addresses)
         self._clock = clock

@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from rvpn.constants import Mechanism, Role
+from rvpn.constants import LINK_MTU, Mechanism, Role
 from rvpn.errors import CookieRequired, DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
@@ -42,8 +42,15 @@ _REMEMBERED_TARGETS = 4096
 class Gateway(TunnelEnd):
     """See the module."""
 
-    def __init__(self, policy: Policy, credentials: Credentials, random: RandomSource, now: float) -> None:
-        super().__init__(credentials, random)
+    def __init__(
+        self,
+        policy: Policy,
+        credentials: Credentials,
+        random: RandomSource,
+        now: float,
+        link_mtu: int = LINK_MTU,
+    ) -> None:
+        super().__init__(credentials, random, link_mtu)
         self._newest: dict[PeerIdentity, bytes] = {}
         self._unconfirmed: dict[SAPair, Established] = {}
         self._acceptor = Acceptor({Mechanism.NOISE: self._new_context}, self.agenda, random, now)

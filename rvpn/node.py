@@ -41,7 +41,7 @@ from rvpn.interfaces import (
 from rvpn.ipfilter import IPFilter
 from rvpn.packet import inspect, too_big, unreachable
 from rvpn.session_control import Kind
-from rvpn.sessions import UNLIMITED, SAPair, Session, SessionCache
+from rvpn.sessions import SAPair, Session, SessionCache
 
 #: How the policy and `rvpn status` call the transforms.
 TRANSFORM_NAMES = {
@@ -64,12 +64,14 @@ class Credentials:
 class TunnelEnd(ABC):
     """See the module."""
 
-    def __init__(self, credentials: Credentials, random: RandomSource) -> None:
+    def __init__(self, credentials: Credentials, random: RandomSource, link_mtu: int) -> None:
+        """`link_mtu` is the MTU of the outside link, the first of each path."""
         self.agenda = Agenda()
         self.cache = SessionCache(random)
         self.filter = IPFilter(self.cache, self)
         self._credentials = credentials
         self._random = random
+        self._link_mtu = link_mtu
         self._closing: set[Session] = set()
 
     # --- what the roles decide -------------------------------------------------------------------------
@@ -149,6 +151,7 @@ class TunnelEnd(ABC):
     def _open_pair(self, session: Session, pair: SAPair, now: float) -> None:
         """Open a pair of SAs; it closes if nothing confirms it in time, or at its hard limit."""
         self.cache.add_pair(session, pair)
+        session.learn_path_mtu(self._link_mtu)
         self.agenda.at(now + CONFIRMATION_TIME, lambda _: self._give_up_unconfirmed(pair))
         hard_limit = now + HARD_LIFETIME_FACTOR * pair.lifetime + OLD_SA_LINGER
         self.agenda.at(hard_limit, lambda later: self._expire(pair, later))
@@ -256,7 +259,7 @@ class TunnelEnd(ABC):
 
     def _forget_path_mtu(self, session: Session, learnt: int) -> Iterable[Action]:
         if session.inner_mtu == learnt:
-            session.inner_mtu = UNLIMITED
+            session.forget_path_mtu(self._link_mtu)
         return ()
 
     # --- status -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from rvpn.interfaces import Endpoint, IPAddress, Path, PeerIdentity, RandomSourc
 from rvpn.keyexchange.keys import derive
 from rvpn.session_control import ControlChannel
 
-#: No path MTU is known that is smaller than the TUN device's.
+#: Bytes; no packet is larger.
 UNLIMITED = 0xFFFF
 
 
@@ -105,14 +105,17 @@ class Session:
         self.packed_addresses = frozenset(address.packed for address in self.inner_addresses)
 
     def learn_path_mtu(self, path_mtu: int) -> bool:
-        """
-        Lower the inner MTU to what a path of `path_mtu` bytes carries; return whether that changed anything.
-        """
+        """Lower the inner MTU to what a path of `path_mtu` bytes carries; return whether that changed it."""
         learnt = max(MIN_TUNNEL_MTU, inner_mtu(path_mtu, self.path.remote.address.version))
         if learnt >= self.inner_mtu:
             return False
         self.inner_mtu = learnt
         return True
+
+    def forget_path_mtu(self, link_mtu: int) -> None:
+        """Believe again that the path carries what the first link does."""
+        self.inner_mtu = UNLIMITED
+        self.learn_path_mtu(link_mtu)
 
 
 class SessionCache:

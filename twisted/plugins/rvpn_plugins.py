@@ -2,5 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-client = ServiceMaker("rvpn client", "rvpn.tap.client", "Reach a private LAN through a cluster of gateways", "rvpn-client")
-gateway = ServiceMaker("rvpn gateway", "rvpn.tap.gateway", "Let clients in to a private LAN", "rvpn-gateway")
+client = ServiceMaker(
+    "rvpn client", "rvpn.tap.client", "Reach a private LAN through a cluster of gateways.", "rvpn-client"
+)
+gateway = ServiceMaker("rvpn gateway", "rvpn.tap.gateway", "Let clients into a private LAN.", "rvpn-gateway")
