@@ -1,0 +1,239 @@
+"""
+Everything that rvpn sets on its host, and takes back: the TUN's addresses, routes, rules, kernel parameters.
+
+What belongs to the TUN device vanishes with it. What would outlive the process is noted in a journal in the
+state directory before it is done; `undo` takes it back at the end, and `recover`, the first act of the next
+start, takes back what a killed process left.
+
+Routing. Each role has a table of its own, whose number is also the first priority of its rules. It holds for
+each tunnel network
+
+    unicast NETWORK dev TUN metric 2               while the device is up
+    unreachable NETWORK metric 4294967295          survives the process: nothing leaves in clear meanwhile
+
+and for each address that never goes through the tunnel (a client's gateways, link-local networks)
+
+    throw ADDRESS metric 1                         the search goes on with the host's own rules
+
+The rules that lead there are, with the client's numbers,
+
+    29300  not iif lo lookup 29300                 IPv4: what this host forwards
+    29301  ipproto udp sport PORT goto 29303       IPv4: reverse path check of the peers' datagrams, see below
+    29302  not fwmark 0x7276 lookup 29300          what this host sends, but for its own ESP
+    29303  nop                                     IPv4: end of the detour
+
+The node's UDP sockets carry the mark, so ESP reaches an outer address past the tunnel even where a tunnel
+network covers it. For a gateway that is a client with `InnerAddress = own` (R18): packets for its address
+must find the TUN, be they the LAN's or this host's own (ICMP errors of the kernel, say), and ESP must find
+the outside. A client and a gateway on one host do not disturb each other, for either's ESP passes both
+tables.
+
+Strict reverse path filtering (rp_filter = 1, IPv4 only) looks a received packet's source up as if it were
+to be answered, without a mark but, since some rule names a port, with the ports exchanged. Without rule
+29301 it would find the TUN for the ESP of such a client and drop it; with it, no rp_filter has to be
+loosened. The rule must not say `iif lo`, as the kernel then leaves the ports out, and so would catch
+forwarded packets from the same port; these are served before it, by rule 29300. What remains: ICMP errors
+from a router whose own address a tunnel network covers are dropped under rp_filter = 1; set it to 2 on the
+outside interface of a client whose tunnels cover the internet.
+
+Forwarding. IPv4 is switched per interface. IPv6 has one switch for all interfaces, which also makes the host
+deaf to router advertisements and drop the routes it had from them, unless accept_ra is 2, and it is set so
+where it was 1. The former value of each interface is restored.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+
+from twisted.logger import Logger
+
+from rvpn.constants import Role
+from rvpn.errors import LocalError
+from rvpn.interfaces import IPAddress
+from rvpn.net.changes import PROC_SYS, Change, Sysctl, apply, decode, encode, read_sysctl, undo, write_sysctl
+from rvpn.net.netlink import Netlink, Route, Rule
+from rvpn.state import StateDirectory
+
+#: SO_MARK of the node's UDP sockets: "rv".
+OUTER_MARK = 0x7276
+#: A role's routing table, and the priority of the first of its rules.
+TABLE = {Role.CLIENT: 29300, Role.GATEWAY: 29310}
+#: The file in the state directory.
+JOURNAL = "host-changes.json"
+
+_THROW_METRIC, _TUN_METRIC, _UNREACHABLE_METRIC = 1, 2, 0xFFFFFFFF
+_LINK_LOCAL = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
+
+Network = IPv4Network | IPv6Network
+_log = Logger()
+
+
+class HostChanges:
+    """
+    The changes of one node to its host. Every method raises `LocalError` if the kernel or the disk refuses.
+
+    `port` is the node's UDP port, whose sockets are to carry `OUTER_MARK`; `netlink` is a socket in the
+    network namespace that is to be changed.
+    """
+
+    def __init__(self, state: StateDirectory, role: Role, port: int, netlink: Netlink) -> None:
+        self._state = state
+        self._table = TABLE[role]
+        self._port = port
+        self._netlink = netlink
+        self._tun = 0
+        self._tun_routes: set[Route] = set()
+        self._changes: dict[Change, None] = {}
+
+    def recover(self) -> None:
+        """Take back what a killed process left, if it did. To be called before anything else."""
+        journal = self._state.read(JOURNAL)
+        if journal is not None:
+            self._changes = dict.fromkeys(decode(journal))
+            self.undo()
+
+    def undo(self) -> None:
+        """Take everything back, the last change first. What the kernel refuses is left for the next start."""
+        self._take_back(list(self._changes))
+
+    def prepare_tun(self, name: str, addresses: Iterable[IPAddress], mtu: int) -> None:
+        """Give the TUN exactly these addresses and this MTU (bytes), and set it up. May be repeated."""
+        self._tun = self._netlink.index(name)
+        generation = f"net/ipv6/conf/{name}/addr_gen_mode"
+        if read_sysctl(generation) is not None:
+            # No link-local address: the kernel would use it to look for routers in the tunnel.
+            write_sysctl(generation, "1")
+        self._netlink.bring_up(self._tun, mtu)
+        present, wanted = self._netlink.addresses(self._tun), set(addresses)
+        for address in wanted - present:
+            self._netlink.add_address(self._tun, address)
+        for address in present - wanted:
+            self._netlink.remove_address(self._tun, address)
+
+    def set_routes(
+        self,
+        networks: Iterable[Network],
+        sources: Iterable[IPAddress] = (),
+        bypass: Iterable[IPAddress] = (),
+    ) -> None:
+        """
+        Route exactly these networks into the TUN device of `prepare_tun`; again, to make the difference.
+
+        `sources` has at most one address per IP version, which the host's own packets into the tunnel get.
+        `bypass` lists addresses that stay outside though a network may cover them.
+        """
+        tunnelled = _collapsed(networks)
+        lasting: list[Change] = [
+            *self._safeguards(tunnelled, bypass),
+            *self._rules({network.version for network in tunnelled}),
+        ]
+        tun_routes = self._routes_to_tun(tunnelled, {address.version: str(address) for address in sources})
+        for route in self._tun_routes - tun_routes:
+            self._netlink.remove_route(route)
+        kept = set(lasting)
+        self._take_back([change for change in self._changes if _is_routing(change) and change not in kept])
+        self._make(lasting)
+        for route in tun_routes - self._tun_routes:
+            self._netlink.add_route(route)
+        self._tun_routes = tun_routes
+
+    def enable_forwarding(self, interfaces: Iterable[str], versions: Iterable[int] = (4, 6)) -> None:
+        """Let the host forward packets that arrive at these interfaces; IPv6 knows only all interfaces."""
+        if 4 in versions:
+            self._make(_ipv4_forwarding(interfaces))
+        if 6 in versions:
+            self._make(_ipv6_forwarding())
+
+    def _routes_to_tun(self, networks: Iterable[Network], sources: dict[int, str]) -> set[Route]:
+        assert self._tun, "prepare_tun comes first"
+        return {
+            Route(str(network), self._table, "unicast", _TUN_METRIC, self._tun, sources.get(network.version))
+            for network in networks
+        }
+
+    def _safeguards(self, networks: Iterable[Network], bypass: Iterable[IPAddress]) -> Iterator[Route]:
+        for network in networks:
+            yield Route(str(network), self._table, "unreachable", _UNREACHABLE_METRIC)
+        for outside in (*_LINK_LOCAL, *map(ip_network, bypass)):
+            yield Route(str(outside), self._table, "throw", _THROW_METRIC)
+
+    def _rules(self, versions: Collection[int]) -> Iterator[Rule]:
+        first = self._table
+        if 4 in versions:
+            yield Rule(4, first + 3)
+            yield Rule(4, first, table=self._table, incoming="lo", inverted=True)
+            yield Rule(4, first + 1, goto=first + 3, source_port=self._port)
+        for version in versions:
+            yield Rule(version, first + 2, table=self._table, mark=OUTER_MARK, inverted=True)
+
+    def _make(self, changes: Iterable[Change]) -> None:
+        new = [change for change in changes if change not in self._changes]
+        if not new:
+            return
+        self._changes |= dict.fromkeys(new)
+        self._write_journal()
+        for change in new:
+            apply(change, self._netlink)
+
+    def _take_back(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        for change in reversed(changes):
+            try:
+                undo(change, self._netlink)
+            except LocalError as error:
+                _log.error("Left on this host: {change}: {error}", change=str(change), error=str(error))
+                continue
+            _log.info("Taken back: {change}", change=str(change))
+            del self._changes[change]
+        self._write_journal()
+
+    def _write_journal(self) -> None:
+        self._state.write(JOURNAL, encode(self._changes))
+
+
+def _is_routing(change: Change) -> bool:
+    return isinstance(change, Route | Rule)
+
+
+def _collapsed(networks: Iterable[Network]) -> list[Network]:
+    """Merge what overlaps or adjoins: fewer routes, and all lead to the same place."""
+    listed = list(networks)
+    ipv4 = collapse_addresses(network for network in listed if isinstance(network, IPv4Network))
+    ipv6 = collapse_addresses(network for network in listed if isinstance(network, IPv6Network))
+    return [*ipv4, *ipv6]
+
+
+def _ipv4_forwarding(interfaces: Iterable[str]) -> Iterator[Sysctl]:
+    for interface in interfaces:
+        path = f"net/ipv4/conf/{interface}/forwarding"
+        before = read_sysctl(path)
+        if before is None:
+            raise LocalError(f"there is no network interface {interface}")
+        if before != "1":
+            yield Sysctl(path, before, "1")
+
+
+def _ipv6_forwarding() -> list[Sysctl]:
+    """
+    Return what switches IPv6 forwarding on, the switch last, so that it is the first to be taken back.
+
+    It overwrites the value of every interface, so each of them is a change, to be taken back after it.
+    """
+    switch = "net/ipv6/conf/all/forwarding"
+    before = read_sysctl(switch)
+    if before is None:
+        raise LocalError("cannot forward IPv6: the kernel has none")
+    if before == "1":
+        return []
+    interfaces = sorted(entry.name for entry in (PROC_SYS / "net/ipv6/conf").iterdir() if entry.name != "all")
+    forwarding = [
+        Sysctl(path, value, "1")
+        for path in (f"net/ipv6/conf/{interface}/forwarding" for interface in interfaces)
+        if (value := read_sysctl(path)) is not None
+    ]
+    advertisements = [
+        Sysctl(path, "1", "2")
+        for path in (f"net/ipv6/conf/{interface}/accept_ra" for interface in interfaces)
+        if read_sysctl(path) == "1"
+    ]
+    return [*advertisements, *forwarding, Sysctl(switch, before, "1")]
