@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY
 from rvpn.interfaces import IPAddress
 from rvpn.policy import values
 from rvpn.policy.values import ValueType
@@ -21,7 +22,7 @@ class Key:
 
     `syntax` is the left side of the `=`; `<nr>` in it stands for a number, `[<nr>]` for one that may be
     missing, `<address>` for the address of a gateway. `default` is what a missing key means, written as in a
-    file. `example` is the right side of the `=`.
+    file; `<role>` in it stands for `client` or `gateway`. `example` is a whole statement.
     """
 
     section: str
@@ -62,7 +63,7 @@ KEYS = (
         default="NONE",
         description="Whether the client watches the gateway in use, and whether an idle client keeps silent"
         " (`DEFERRED`) or sends heartbeats at once (`INSTANT`).",
-        example="INSTANT",
+        example="Heartbeat = INSTANT",
     ),
     Key(
         section="GENERAL",
@@ -73,7 +74,7 @@ KEYS = (
         default="1",
         description="How long the client waits for the answer to a heartbeat; a gateway that leaves two"
         " unanswered has failed.",
-        example="0.1",
+        example="HeartbeatResponseTime = 0.1",
     ),
     Key(
         section="GENERAL",
@@ -83,7 +84,7 @@ KEYS = (
         unit="seconds",
         default="5",
         description="How long the gateway in use must be silent before the client sends it a heartbeat.",
-        example="0.2",
+        example="HeartbeatDeferTime = 0.2",
     ),
     Key(
         section="GENERAL",
@@ -93,7 +94,7 @@ KEYS = (
         default="yes",
         description="Whether each cluster is shuffled when the policy is read, so that the clients spread"
         " over its gateways.",
-        example="no",
+        example="RandomizeClusters = no",
     ),
     Key(
         section="GENERAL",
@@ -102,7 +103,7 @@ KEYS = (
         type=values.PORT,
         default="4500",
         description="The UDP port of this node and of those it calls.",
-        example="4501",
+        example="Port = 4501",
     ),
     Key(
         section="GENERAL",
@@ -111,7 +112,7 @@ KEYS = (
         type=values.LISTEN,
         default="0.0.0.0 ::",
         description="The local addresses that take part in the tunnel.",
-        example="192.0.2.1 2001:db8::1",
+        example="Listen = 192.0.2.1 2001:db8::1",
     ),
     Key(
         section="GENERAL",
@@ -120,7 +121,7 @@ KEYS = (
         type=values.TRANSFORMS,
         default="aes-gcm-256 chacha20-poly1305",
         description="The ESP transforms this node offers or accepts.",
-        example="chacha20-poly1305",
+        example="Transforms = chacha20-poly1305",
     ),
     Key(
         section="GENERAL",
@@ -130,7 +131,7 @@ KEYS = (
         unit="seconds",
         default="7200",
         description="The age at which the keys of a session are replaced.",
-        example="3600",
+        example="KeyLifetime = 3600",
     ),
     Key(
         section="GENERAL",
@@ -140,7 +141,7 @@ KEYS = (
         unit="seconds",
         default="2",
         description="How long a key exchange with one gateway may take before the next gateway is tried.",
-        example="5",
+        example="ExchangeTime = 5",
     ),
     Key(
         section="CLUSTER",
@@ -148,7 +149,7 @@ KEYS = (
         field="clusters",
         type=values.MEMBERS,
         description="The gateways that lead to the same targets.",
-        example="143.1.0.64 143.1.1.157",
+        example="Cluster 1 = 143.1.0.64 143.1.1.157",
     ),
     Key(
         section="TUNNEL",
@@ -156,7 +157,7 @@ KEYS = (
         field="tunnels",
         type=values.TARGET,
         description="Which gateway, cluster or detected access server (`AUTO`) leads to which targets.",
-        example="143.1.0.24 - 143.1.0.30 Cluster 1",
+        example="Tunnel1 = 143.1.0.24 - 143.1.0.30 Cluster 1",
     ),
     Key(
         section="TUNNEL",
@@ -164,7 +165,7 @@ KEYS = (
         field="redirects",
         type=values.REDIRECTION,
         description="Which gateway or cluster to use where `AUTO` detects this access server.",
-        example="192.0.2.1 Cluster 1",
+        example="RedirectTunnel1 = 192.0.2.1 Cluster 1",
     ),
     Key(
         section="IDENTITY",
@@ -172,7 +173,7 @@ KEYS = (
         field="private_key",
         type=values.FILE,
         description="The file that holds this node's private key, as `rvpn keygen` writes it.",
-        example="client.key",
+        example="PrivateKey = client.key",
     ),
     Key(
         section="IDENTITY",
@@ -180,7 +181,7 @@ KEYS = (
         field="preshared_key",
         type=values.FILE,
         description="The file that holds a secret which both ends mix into every key exchange.",
-        example="shared.key",
+        example="PresharedKey = shared.key",
     ),
     Key(
         section="PEERS",
@@ -188,7 +189,7 @@ KEYS = (
         field="peers",
         type=values.PUBLIC_KEY,
         description="The public key of the gateway with this outer address.",
-        example="j4Md5V6mUoVhhwM0xYfQHqm5b2ezrKEZqVvRXOcKxBE=",
+        example="192.0.2.1 = RVhBTVBMRSBwdWJsaWMga2V5IG9mIGdhdGV3YXkgMS4=",
     ),
     Key(
         section="CLIENTS",
@@ -196,7 +197,7 @@ KEYS = (
         field="clients",
         type=values.CLIENT,
         description="A client's public key, the inner addresses it may use, and the endpoint to call it at.",
-        example="c9YCNPqC3NgMQF3ZQ7lxPZ4NVGmXNvWOJOFjCJjPLmM= 10.9.0.1, fd00:9::1 198.51.100.7:4500",
+        example="Client1 = RVhBTVBMRSBwdWJsaWMga2V5IG9mIGNsaWVudCAxLi4= 10.9.0.1, fd00:9::1 198.51.100.7",
     ),
     Key(
         section="DEVICE",
@@ -205,7 +206,7 @@ KEYS = (
         type=values.INTERFACE,
         default="rvpn0",
         description="The name of the TUN device.",
-        example="vpn1",
+        example="Name = vpn1",
     ),
     Key(
         section="DEVICE",
@@ -214,7 +215,7 @@ KEYS = (
         type=values.INNER_ADDRESSES,
         default="own",
         description="The client's addresses inside the tunnel; `own` stands for its outer address.",
-        example="10.9.0.1 fd00:9::1",
+        example="InnerAddress = 10.9.0.1 fd00:9::1",
     ),
     Key(
         section="LAN",
@@ -222,7 +223,7 @@ KEYS = (
         field="lan_interface",
         type=values.INTERFACE,
         description="The gateway's interface to the targets.",
-        example="eth1",
+        example="Interface = eth1",
     ),
     Key(
         section="LAN",
@@ -230,23 +231,25 @@ KEYS = (
         field="lan_networks",
         type=values.NETWORKS,
         description="The networks that clients reach through this gateway.",
-        example="10.0.0.0/24 fd00:1::/64",
+        example="Networks = 10.0.0.0/24 fd00:1::/64",
     ),
     Key(
         section="CONTROL",
         syntax="Socket",
         field="control_socket",
         type=values.FILE,
+        default=DEFAULT_CONTROL_SOCKET.format(role="<role>"),
         description="The Unix socket behind `rvpn status` and `rvpn reload`.",
-        example="/run/rvpn/client.sock",
+        example="Socket = /run/rvpn/client.sock",
     ),
     Key(
         section="CONTROL",
         syntax="StateDirectory",
         field="state_directory",
         type=values.DIRECTORY,
+        default=DEFAULT_STATE_DIRECTORY.format(role="<role>"),
         description="The directory for what must outlive the process.",
-        example="/var/lib/rvpn/client",
+        example="StateDirectory = /var/lib/rvpn/client",
     ),
 )
 

@@ -11,12 +11,15 @@ from difflib import get_close_matches
 from string import digits
 from typing import Any, NamedTuple
 
+from rvpn.interfaces import IPAddress
 from rvpn.policy.diagnostics import Diagnostic, Severity
 from rvpn.policy.keys import KEYS, SECTIONS, Key
 from rvpn.policy.values import HOST, QUOTED_LENGTH, GrammarError, quote
 
 #: Bytes of the longest line; a cluster of a hundred gateways fits.
 MAX_LINE = 4096
+#: Digits of the longest number of a tunnel entry, cluster or client.
+MAX_DIGITS = 60
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -141,18 +144,25 @@ def _section_named(header: str) -> str:
     return known[_folded(name)]
 
 
-def _key_named(section: str, left: str) -> tuple[Key, Any]:
+_KEYS = {
+    section: {_folded(key.keyword): key for key in KEYS if key.section == section} for section in SECTIONS
+}
+
+
+def _key_named(section: str, left: str) -> tuple[Key, int | IPAddress | None]:
     """Return the key that the left side of a statement names, and its label. Raises `GrammarError`."""
-    stem = left.rstrip(digits)
-    number = left[len(stem) :]
-    keys = {_folded(key.keyword): key for key in KEYS if key.section == section}
+    keys = _KEYS[section]
     if "" in keys:
         return keys[""], HOST.parse(left)
-    if _folded(stem) not in keys:
-        elsewhere = [f"it in [{key.section}]" for key in KEYS if _folded(key.keyword) == _folded(stem) != ""]
-        known = {folded: key.syntax for folded, key in keys.items()}
-        raise GrammarError(f"key {quote(left)} in [{section}]", *elsewhere or [_nearest(stem, known)])
-    key = keys[_folded(stem)]
+    stem = left.rstrip(digits)
+    number = left[len(stem) :]
+    key = keys.get(_folded(stem))
+    if key is None:
+        elsewhere = [f"it in [{other}]" for other, known in _KEYS.items() if _folded(stem) in known]
+        expected = elsewhere or [_nearest(stem, {folded: key.syntax for folded, key in keys.items()})]
+        raise GrammarError(f"key {quote(left)} in [{section}]", expected[0])
+    if len(number) > MAX_DIGITS:
+        raise GrammarError(f"a number of {len(number)} digits", f"at most {MAX_DIGITS}")
     if (number and not key.numbered) or (not number and key.number_required):
         raise GrammarError(f"key {quote(left)}", key.syntax)
     return key, int(number) if number else None

@@ -281,7 +281,7 @@ YES_NO = choice({"yes": True, "no": False})
 TRANSFORM = choice(
     {"aes-gcm-256": TransformID.AES_GCM_16_256, "chacha20-poly1305": TransformID.CHACHA20_POLY1305}
 )
-TRANSFORMS = several(f"one or more of {TRANSFORM.name}, the preferred first", TRANSFORM)
+TRANSFORMS = several("aes-gcm-256, chacha20-poly1305 or both, the preferred first", TRANSFORM)
 INTERFACE = ValueType("an interface's name: 1 to 15 letters, digits or signs, but no / : %", _interface)
 FILE = ValueType("the name of a file", str)
 DIRECTORY = ValueType("the name of a directory", str)
