@@ -6,23 +6,34 @@ seed.
 """
 
 import heapq
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import ip_address
 from itertools import count
 from random import Random
+from typing import Any
 
 from rvpn.agenda import Agenda
-from rvpn.constants import Mechanism
-from rvpn.errors import DropReason, RemoteError
+from rvpn.constants import Mechanism, TransformID
+from rvpn.errors import CookieRequired, DropReason, RemoteError
 from rvpn.interfaces import Action, Endpoint, Parameters, Path, PeerIdentity, SecurityContext, Send
 from rvpn.keyexchange import tokens
-from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
+from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established, Reply
 from rvpn.keyexchange.initiator import InitiatorExchange
+from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, public_key, tai64n
+from rvpn.keyexchange.tokens import CookieDemand, Envelope, Message
 
 PATH = Path(Endpoint(ip_address("192.0.2.1"), 4500))
 EXCHANGE_ID = b"exchange"
+
+CLIENT, GATEWAY = bytes([1]) * 32, bytes([2]) * 32
+CLIENT_EPHEMERAL, GATEWAY_EPHEMERAL = bytes([3]) * 32, bytes([4]) * 32
+PSK = bytes(range(32))
+NOW = tai64n(1_700_000_000.5)
+OFFER = Parameters(0x1000, (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305), lifetime=7200.0)
+ANSWER = Parameters(0x2000, (TransformID.CHACHA20_POLY1305,), lifetime=3600.0)
 
 
 def path(number: int) -> Path:
@@ -60,6 +71,44 @@ class ChattyContext:
     def export(self, label: bytes, length: int) -> bytes:
         """See `SecurityContext`."""
         return bytes(length)
+
+
+def identity(private: bytes) -> PeerIdentity:
+    """Return who has this private key."""
+    return PeerIdentity(Mechanism.NOISE, b64encode(public_key(private)).decode())
+
+
+def noise_initiator(**changes: Any) -> NoiseInitiator:
+    """Return the client's end."""
+    arguments: dict[str, Any] = {
+        "private_key": CLIENT,
+        "peer": identity(GATEWAY),
+        "ephemeral": CLIENT_EPHEMERAL,
+        "preshared_key": PSK,
+        "prologue": b"prologue",
+        "timestamp": NOW,
+        "parameters": OFFER,
+    }
+    return NoiseInitiator(**(arguments | changes))
+
+
+def noise_acceptor(**changes: Any) -> NoiseAcceptor:
+    """Return the gateway's end; it accepts everybody."""
+    arguments: dict[str, Any] = {
+        "private_key": GATEWAY,
+        "ephemeral": GATEWAY_EPHEMERAL,
+        "preshared_key": PSK,
+        "prologue": b"prologue",
+        "authorize": lambda initiation: ANSWER,
+    }
+    return NoiseAcceptor(**(arguments | changes))
+
+
+def stepped(context: SecurityContext, token: bytes | None) -> bytes:
+    """Return the token that this one draws."""
+    answer = context.step(token)
+    assert answer is not None
+    return answer
 
 
 @dataclass
@@ -155,3 +204,63 @@ def chatty(lengths: tuple[int, ...], *, lifetime: float = 5.0, seed: int = 1) ->
     acceptor = Acceptor({Mechanism.TLS: accepting_context}, agenda, random, 0.0)
     exchange = InitiatorExchange(EXCHANGE_ID, Mechanism.TLS, new_context, 0.0, lifetime)
     return Network(exchange, acceptor, agenda, random)
+
+
+Authorize = Callable[[AcceptRequest, Initiation], Parameters]
+
+
+class NewestTimestamp:
+    """A gateway's decision: a timestamp not newer than the last one known is accepted with a cookie alone."""
+
+    def __init__(self) -> None:
+        self.newest = b""
+
+    def __call__(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
+        """Accept, or ask for a cookie."""
+        timestamp = initiation.timestamp or b""
+        if timestamp <= self.newest and not request.cookie:
+            raise CookieRequired
+        self.newest = max(self.newest, timestamp)
+        return ANSWER
+
+
+class Gateway:
+    """An acceptor of mechanism noise whose prologue is the cookie, and its agenda."""
+
+    def __init__(self, authorize: Authorize | None = None, seed: int = 1) -> None:
+        self.agenda = Agenda()
+        decide = authorize or NewestTimestamp()
+        self.ephemerals = Random(2)
+
+        def accept(request: AcceptRequest) -> NoiseAcceptor:
+            return noise_acceptor(
+                ephemeral=self.ephemerals.randbytes(32),
+                prologue=request.cookie,
+                authorize=lambda initiation: decide(request, initiation),
+            )
+
+        self.acceptor = Acceptor({Mechanism.NOISE: accept}, self.agenda, Random(seed), 0.0)
+
+    def receive(self, datagram: bytes, way: Path = PATH, now: float = 0.0) -> Reply:
+        """Take a datagram as a node does."""
+        return self.acceptor.receive(tokens.decode(datagram), way, now)
+
+    def demanded(self, datagram: bytes, way: Path = PATH, now: float = 0.0) -> bytes:
+        """Return the cookie that a datagram draws."""
+        (demand,) = map(tokens.decode, self.receive(datagram, way, now).datagrams)
+        assert isinstance(demand, CookieDemand)
+        return demand.cookie
+
+
+def first(
+    exchange_id: bytes = EXCHANGE_ID, cookie: bytes = b"", timestamp: bytes = NOW
+) -> tuple[bytes, NoiseInitiator]:
+    """Return the datagram that begins an exchange, and the context that waits for the answer."""
+    context = noise_initiator(prologue=cookie, timestamp=timestamp)
+    return Envelope(Mechanism.NOISE, exchange_id, cookie).fragments(0, stepped(context, None))[0], context
+
+
+def only(reply: Reply) -> Message:
+    """Return the one message of a reply."""
+    (datagram,) = reply.datagrams
+    return tokens.decode(datagram)

@@ -12,10 +12,15 @@ from rvpn.interfaces import SecurityContext
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.initiator import MAX_COOKIES, InitiatorExchange
 from rvpn.keyexchange.tokens import Envelope, Rejected
-from tests.unit.keyexchange_ends import EXCHANGE_ID, ChattyContext, Network, chatty
-from tests.unit.test_keyexchange_noise import acceptor as noise_acceptor
-from tests.unit.test_keyexchange_noise import initiator as noise_initiator
-from tests.unit.test_keyexchange_noise import stepped
+from tests.unit.keyexchange_ends import (
+    EXCHANGE_ID,
+    ChattyContext,
+    Network,
+    chatty,
+    noise_acceptor,
+    noise_initiator,
+    stepped,
+)
 
 LONG = (4096,) * 4
 

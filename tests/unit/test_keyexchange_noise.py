@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from rvpn.constants import Mechanism, Role, TransformID
+from rvpn.constants import Mechanism, Role
 from rvpn.errors import CookieRequired, DropReason, LocalError, RemoteError
 from rvpn.interfaces import Parameters, PeerIdentity
 from rvpn.keyexchange.keys import binding, derive
@@ -26,64 +26,32 @@ from rvpn.keyexchange.noise import (
     PROTOCOL,
     Handshake,
     Initiation,
-    NoiseAcceptor,
-    NoiseInitiator,
     public_key,
     tai64n,
+)
+from tests.unit.keyexchange_ends import (
+    ANSWER,
+    CLIENT,
+    CLIENT_EPHEMERAL,
+    GATEWAY,
+    GATEWAY_EPHEMERAL,
+    NOW,
+    OFFER,
+    PSK,
+    identity,
+    noise_acceptor,
+    noise_initiator,
+    stepped,
 )
 
 VECTORS = Path(os.environ.get("RVPN_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
 
-CLIENT, GATEWAY = bytes([1]) * 32, bytes([2]) * 32
-CLIENT_EPHEMERAL, GATEWAY_EPHEMERAL = bytes([3]) * 32, bytes([4]) * 32
-PSK = bytes(range(32))
-NOW = tai64n(1_700_000_000.5)
-OFFER = Parameters(0x1000, (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305), lifetime=7200.0)
-ANSWER = Parameters(0x2000, (TransformID.CHACHA20_POLY1305,), lifetime=3600.0)
 #: RFC 7748 section 6.1 asks to refuse these: X25519 gives zero with any scalar.
 LOW_ORDER = (
     bytes(32),
     b"\1" + bytes(31),
     bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
 )
-
-
-def identity(private: bytes) -> PeerIdentity:
-    """Return who has this private key."""
-    return PeerIdentity(Mechanism.NOISE, b64encode(public_key(private)).decode())
-
-
-def initiator(**changes: Any) -> NoiseInitiator:
-    """Return the client's end."""
-    arguments: dict[str, Any] = {
-        "private_key": CLIENT,
-        "peer": identity(GATEWAY),
-        "ephemeral": CLIENT_EPHEMERAL,
-        "preshared_key": PSK,
-        "prologue": b"prologue",
-        "timestamp": NOW,
-        "parameters": OFFER,
-    }
-    return NoiseInitiator(**(arguments | changes))
-
-
-def acceptor(**changes: Any) -> NoiseAcceptor:
-    """Return the gateway's end; it accepts everybody."""
-    arguments: dict[str, Any] = {
-        "private_key": GATEWAY,
-        "ephemeral": GATEWAY_EPHEMERAL,
-        "preshared_key": PSK,
-        "prologue": b"prologue",
-        "authorize": lambda initiation: ANSWER,
-    }
-    return NoiseAcceptor(**(arguments | changes))
-
-
-def stepped(context: NoiseInitiator | NoiseAcceptor, token: bytes | None) -> bytes:
-    """Return the token that this one draws."""
-    answer = context.step(token)
-    assert answer is not None
-    return answer
 
 
 class VectorTests(SynchronousTestCase):
@@ -186,7 +154,7 @@ class ContextTests(SynchronousTestCase):
             initiations.append(initiation)
             return ANSWER
 
-        client, gateway = initiator(), acceptor(authorize=authorize)
+        client, gateway = noise_initiator(), noise_acceptor(authorize=authorize)
         self.assertIsNone(client.step(stepped(gateway, stepped(client, None))))
         self.assertEqual(initiations, [Initiation(identity(CLIENT), NOW, OFFER)])
         self.assertTrue(client.established and gateway.established)
@@ -197,7 +165,7 @@ class ContextTests(SynchronousTestCase):
 
     def test_keys(self) -> None:
         """No two keys are the same, each has its length, and none appears in a text."""
-        client, gateway = initiator(), acceptor()
+        client, gateway = noise_initiator(), noise_acceptor()
         client.step(stepped(gateway, stepped(client, None)))
         directions = derive(client)
         keys = [key for d in directions for key in (d.esp_key, d.control_key, d.salt)]
@@ -212,8 +180,8 @@ class ContextTests(SynchronousTestCase):
         exported = set()
         for ours, theirs in ((3, 4), (5, 4), (3, 5)):
             client, gateway = (
-                initiator(ephemeral=bytes([ours]) * 32),
-                acceptor(ephemeral=bytes([theirs]) * 32),
+                noise_initiator(ephemeral=bytes([ours]) * 32),
+                noise_acceptor(ephemeral=bytes([theirs]) * 32),
             )
             client.step(stepped(gateway, stepped(client, None)))
             exported.add(client.export(b"label", 32))
@@ -221,7 +189,7 @@ class ContextTests(SynchronousTestCase):
 
     def test_not_established(self) -> None:
         """Before that neither end has keys or parameters to give away."""
-        for context in (initiator(), acceptor()):
+        for context in (noise_initiator(), noise_acceptor()):
             self.assertRaises(LocalError, context.export, b"label", 32)
             for name in ("own_parameters", "peer_parameters"):
                 self.assertRaises(LocalError, getattr, context, name)
@@ -229,18 +197,18 @@ class ContextTests(SynchronousTestCase):
     def test_no_longer_than_the_request(self) -> None:
         """The first message is at least as long as the longest answer to it (DESIGN 4)."""
         refusal = Parameters(0x2000, OFFER.transforms, lifetime=7200.0, refusal="no" * 100)
-        client = initiator()
+        client = noise_initiator()
         first = stepped(client, None)
-        self.assertLessEqual(len(stepped(acceptor(authorize=lambda _: refusal), first)), len(first))
+        self.assertLessEqual(len(stepped(noise_acceptor(authorize=lambda _: refusal), first)), len(first))
 
     def test_mismatches(self) -> None:
         """Another PSK, prologue or static key at the other end: nobody is authenticated."""
-        first = stepped(initiator(), None)
+        first = stepped(noise_initiator(), None)
         for changes in ({"prologue": b"another"}, {"private_key": CLIENT}):
-            error = self.assertRaises(RemoteError, acceptor(**changes).step, first)
+            error = self.assertRaises(RemoteError, noise_acceptor(**changes).step, first)
             self.assertEqual(error.reason, DropReason.AUTHENTICATION_FAILED)
-        client = initiator()
-        answer = stepped(acceptor(preshared_key=NO_PSK), stepped(client, None))
+        client = noise_initiator()
+        answer = stepped(noise_acceptor(preshared_key=NO_PSK), stepped(client, None))
         self.assertRaises(RemoteError, client.step, answer)
 
     def test_refusal_to_authorize(self) -> None:
@@ -250,8 +218,10 @@ class ContextTests(SynchronousTestCase):
             def authorize(initiation: Initiation, error: Exception = error) -> Parameters:
                 raise error
 
-            gateway = acceptor(authorize=authorize)
-            self.assertIs(self.assertRaises(type(error), gateway.step, stepped(initiator(), None)), error)
+            gateway = noise_acceptor(authorize=authorize)
+            self.assertIs(
+                self.assertRaises(type(error), gateway.step, stepped(noise_initiator(), None)), error
+            )
             self.assertFalse(gateway.established)
 
 
@@ -260,10 +230,10 @@ class ForgeryTests(SynchronousTestCase):
 
     def test_forged_answer(self) -> None:
         """A forged second message is refused and spoils nothing: the true one after it completes."""
-        client, gateway = initiator(), acceptor()
+        client, gateway = noise_initiator(), noise_acceptor()
         answer = stepped(gateway, stepped(client, None))
         forged = stepped(
-            acceptor(private_key=CLIENT_EPHEMERAL, prologue=b"x"), self.first_for(CLIENT_EPHEMERAL)
+            noise_acceptor(private_key=CLIENT_EPHEMERAL, prologue=b"x"), self.first_for(CLIENT_EPHEMERAL)
         )
         for token in (forged, answer[:-1], answer + b"\0", b"", bytes(48), bytes(len(answer))):
             error = self.assertRaises(RemoteError, client.step, token)
@@ -273,11 +243,11 @@ class ForgeryTests(SynchronousTestCase):
 
     def first_for(self, private: bytes) -> bytes:
         """Return a first message for another acceptor."""
-        return stepped(initiator(peer=identity(private), prologue=b"x"), None)
+        return stepped(noise_initiator(peer=identity(private), prologue=b"x"), None)
 
     def test_forged_first(self) -> None:
         """A forged first message is refused, and the true one after it is accepted by the same context."""
-        gateway, first = acceptor(), stepped(initiator(), None)
+        gateway, first = noise_acceptor(), stepped(noise_initiator(), None)
         for position in (0, 40, 90, len(first) - 1):
             forged = first[:position] + bytes([first[position] ^ 1]) + first[position + 1 :]
             self.assertRaises(RemoteError, gateway.step, forged)
@@ -287,10 +257,10 @@ class ForgeryTests(SynchronousTestCase):
         """Public keys that would make the shared secret a constant are refused at every place (RFC 7748)."""
         for point in LOW_ORDER:
             peer = PeerIdentity(Mechanism.NOISE, b64encode(point).decode())
-            self.assertRaises(LocalError, initiator(peer=peer).step, None)
-            client = initiator()
+            self.assertRaises(LocalError, noise_initiator(peer=peer).step, None)
+            client = noise_initiator()
             first = stepped(client, None)
-            for context, token in ((acceptor(), first), (client, bytes(100))):
+            for context, token in ((noise_acceptor(), first), (client, bytes(100))):
                 error = self.assertRaises(RemoteError, context.step, point + token[32:])
                 self.assertEqual(error.reason, DropReason.AUTHENTICATION_FAILED)
 
@@ -305,7 +275,7 @@ class ForgeryTests(SynchronousTestCase):
             remote_static=public_key(GATEWAY),
         )
         forger._public_static = bytes(32)
-        self.assertRaises(RemoteError, acceptor().step, forger.write_first(b""))
+        self.assertRaises(RemoteError, noise_acceptor().step, forger.write_first(b""))
 
     @settings(derandomize=True, deadline=None, max_examples=150)
     @given(st.binary(max_size=200), st.booleans())
@@ -320,7 +290,7 @@ class ForgeryTests(SynchronousTestCase):
             remote_static=public_key(GATEWAY),
         )
         try:
-            acceptor().step(forger.write_first(NOW * with_timestamp + payload))
+            noise_acceptor().step(forger.write_first(NOW * with_timestamp + payload))
         except RemoteError as error:
             self.assertEqual(error.reason, DropReason.MALFORMED_KEY_EXCHANGE)
 
@@ -328,15 +298,15 @@ class ForgeryTests(SynchronousTestCase):
     @given(st.binary(max_size=400))
     def test_garbage(self, token: bytes) -> None:
         """Random bytes as tokens raise nothing but RemoteError."""
-        client = initiator()
+        client = noise_initiator()
         client.step(None)
-        for context in (client, acceptor()):
+        for context in (client, noise_acceptor()):
             error = self.assertRaises(RemoteError, context.step, token)
             self.assertEqual(error.reason, DropReason.AUTHENTICATION_FAILED)
 
     def test_out_of_turn(self) -> None:
         """A context that is established takes no more tokens."""
-        client, gateway = initiator(), acceptor()
+        client, gateway = noise_initiator(), noise_acceptor()
         first = stepped(client, None)
         answer = stepped(gateway, first)
         client.step(answer)
@@ -347,7 +317,7 @@ class ForgeryTests(SynchronousTestCase):
     def test_peer_that_is_no_key(self) -> None:
         """A configured peer that is no public key is our own fault, and the text says so."""
         for name in ("", "not base64!", b64encode(bytes(31)).decode()):
-            self.assertRaises(LocalError, initiator, peer=PeerIdentity(Mechanism.NOISE, name))
+            self.assertRaises(LocalError, noise_initiator, peer=PeerIdentity(Mechanism.NOISE, name))
 
 
 class BindingTests(SynchronousTestCase):
