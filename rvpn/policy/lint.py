@@ -43,7 +43,7 @@ def _hidden_tunnels(tunnels: tuple[Tunnel, ...]) -> Iterator[tuple[str, str]]:
     winners = index.winners()
     for tunnel in tunnels:
         place = f"Tunnel{tunnel.number}"
-        earlier = _enumerated("Tunnel", _winners_before(tunnel, index))
+        earlier = _enumerated(_winners_before(tunnel, index))
         if tunnel.number not in winners:
             yield place, f"{place} can never match: all its targets belong to {earlier}, searched first"
         elif earlier:
@@ -61,8 +61,8 @@ def _winners_before(tunnel: Tunnel, index: TunnelIndex) -> list[int]:
     return sorted(numbers)
 
 
-def _enumerated(keyword: str, numbers: list[int]) -> str:
-    names = [f"{keyword}{number}" for number in numbers[:NAMED_ENTRIES]]
+def _enumerated(numbers: list[int]) -> str:
+    names = [f"Tunnel{number}" for number in numbers[:NAMED_ENTRIES]]
     return ", ".join(names) + (" and others" if len(numbers) > NAMED_ENTRIES else "")
 
 

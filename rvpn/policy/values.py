@@ -232,17 +232,10 @@ def _public_key(text: str) -> PeerIdentity:
     return PeerIdentity(Mechanism.NOISE, text)
 
 
-def _whole_number(text: str) -> int:
-    if not re.fullmatch("[0-9]+", text):
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]+", text) or not 1 <= int(text) <= 65535:
         raise ValueError
     return int(text)
-
-
-def _port(text: str) -> int:
-    port = _whole_number(text)
-    if not 1 <= port <= 65535:
-        raise ValueError
-    return port
 
 
 def _endpoint(text: str) -> tuple[IPAddress, int | None]:
@@ -259,7 +252,7 @@ def _client(text: str) -> Caller:
     key, *rest = text.split(maxsplit=1)
     identity = PUBLIC_KEY.parse(key)
     addresses, *endpoint = _split("".join(rest), ",") or [""]
-    inner = CLIENT_ADDRESSES.parse(addresses.replace(",", " "))
+    inner = CLIENT_ADDRESSES.parse(addresses.replace(",", " ").strip())
     return Caller(identity, inner, ENDPOINT.parse(endpoint[0]) if endpoint else None)
 
 

@@ -441,9 +441,9 @@ class ErrorTests(SynchronousTestCase):
 
     def test_clients(self) -> None:
         """A client without inner address, with a bad endpoint, or with what another one has is an error."""
-        self.assert_fault(
-            "CLIENTS", f"Client1 = {KEY_1}", "nothing", "one or more inner addresses, separated by commas"
-        )
+        for rest in ("", ","):
+            expected = "one or more inner addresses, separated by commas"
+            self.assert_fault("CLIENTS", f"Client1 = {KEY_1} {rest}", "nothing", expected)
         for endpoint in (
             "198.51.100.7:0",
             "198.51.100.7:65536",
