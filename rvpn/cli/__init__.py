@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from rvpn import __version__
 from rvpn.cli import keys, policy, service
+from rvpn.cli.subcommand import complain
 from rvpn.errors import LocalError
 
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (LocalError, OSError) as error:
-        print(f"rvpn: error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     return code
 

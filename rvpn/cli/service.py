@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from rvpn import __version__, keyfile
 from rvpn.cli import report
 from rvpn.cli.control_client import ask
-from rvpn.cli.subcommand import Subparsers
+from rvpn.cli.subcommand import Subparsers, complain
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, Role
 from rvpn.errors import LocalError
-from rvpn.policy import Policy, PolicyError, load
+from rvpn.policy import Policy, load
 
 #: Seconds that reading a policy of thousands of entries may take.
 RELOAD_TIME = 30.0
@@ -70,10 +69,10 @@ def _ask_each(
         try:
             print(show(ask(path, command, timeout)))
         except LocalError as error:
-            print(f"rvpn: error: {error}", file=sys.stderr)
+            complain(error)
             code = 1
         except (KeyError, TypeError, ValueError, AttributeError):
-            print(f"rvpn: error: {path}: the answer is not that of rvpn {__version__}", file=sys.stderr)
+            complain(f"{path}: the answer is not that of rvpn {__version__}")
             code = 1
     return code
 
@@ -96,7 +95,5 @@ def _sockets(options: argparse.Namespace) -> list[str]:
 def _read_policy(filename: str) -> Policy:
     try:
         return load(Path(filename).read_bytes(), filename)
-    except PolicyError as error:
-        raise LocalError(f"{error.diagnostics[0]}; rvpn policy check {filename} tells all") from None
     except OSError as error:
         raise LocalError(f"{filename}: cannot read this policy: {error.strerror}") from None

@@ -1,6 +1,14 @@
-"""The type that every subcommand's `register` takes; argparse gives it no public name."""
+"""What the subcommands share."""
 
 import argparse
+import sys
 from typing import TypeAlias
 
+#: What `register` takes; argparse gives it no public name.
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+
+def complain(fault: Exception | str) -> None:
+    """Say on standard error what is wrong; of a policy that cannot be loaded that is a line for each error."""
+    for line in str(fault).splitlines():
+        print(f"rvpn: error: {line}", file=sys.stderr)
