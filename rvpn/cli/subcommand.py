@@ -9,6 +9,6 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  #
 
 
 def complain(fault: Exception | str) -> None:
-    """Say on standard error what is wrong; of a policy that cannot be loaded that is a line for each error."""
+    """Say on standard error what is wrong; for a bad policy a line for each error."""
     for line in str(fault).splitlines():
         print(f"rvpn: error: {line}", file=sys.stderr)
