@@ -290,4 +290,4 @@ class TunnelEnd(ABC):
 
 
 def _ended(session: Session, reason: str) -> Event:
-    return Event("the session with {peer} ended: {reason}", {"peer": str(session.key), "reason": reason})
+    return Event("the session with {peer} ended: {reason}", {"peer": session.name, "reason": reason})

@@ -81,14 +81,15 @@ class Session:
     """
     One client and one gateway that authenticated to each other.
 
-    `key` identifies it in the cache. `inner_addresses` are the client's (packed bytes). `sending` is the pair
-    in use for what goes out. Counters count inner packets and their bytes.
+    `key` identifies it in the cache, `name` in logs. `inner_addresses` are the client's (`packed_addresses`:
+    as bytes). `sending` is the pair in use for what goes out. Counters count inner packets and their bytes.
     """
 
     def __init__(
         self, key: Hashable, peer: PeerIdentity, path: Path, inner_addresses: Iterable[IPAddress], now: float
     ) -> None:
         self.key = key
+        self.name = peer.name if key == peer else str(key)
         self.peer = peer
         self.path = path
         self.use_addresses(inner_addresses)

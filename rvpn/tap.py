@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService, Service
 from twisted.internet import reactor
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python import usage
@@ -51,34 +51,39 @@ class Role:
         self._service = service
 
     def makeService(self, options: usage.Options) -> IService:
-        """
-        Return the service, opened. Raises SystemExit with one line, or the policy's errors, if it cannot be.
-        """
-        service = self._service(options["policy"], reactor)
+        """Return the service, opened. Raises SystemExit with what is wrong, if it cannot be."""
+        opened = self._service(options["policy"], reactor)
+        made = MultiService()
         try:
             if options["json-log"]:
-                globalLogPublisher.addObserver(json_log(options["json-log"]))
-            service.open()
+                JSONLog(options["json-log"]).setServiceParent(made)
+            opened.open()
         except LocalError as error:
-            raise SystemExit(f"rvpn {service.role.value}: {error}") from None
-        made: IService = service
-        return made
+            raise SystemExit(f"rvpn {opened.role.value}: {error}") from None
+        opened.setServiceParent(made)
+        service: IService = made
+        return service
 
 
-def json_log(file: str) -> ILogObserver:
-    """Return an observer that appends to `file`. Raises `LocalError` if it cannot be opened."""
-    try:
-        out = sys.stdout if file == "-" else Path(file).open("a", encoding="utf-8")  # noqa: SIM115  # for good
-    except OSError as error:
-        raise LocalError(f"{file}: cannot open the log: {error.strerror}") from None
+@implementer(ILogObserver)
+class JSONLog(Service):
+    """Appends each log event to a file as a JSON object. Raises `LocalError` if it cannot be opened."""
 
-    @implementer(ILogObserver)
-    def observe(event: LogEvent) -> None:
-        out.write(json.dumps(_plain(event), separators=(",", ":")) + "\n")
-        out.flush()
+    def __init__(self, file: str) -> None:
+        try:
+            self._out = sys.stdout if file == "-" else Path(file).open("a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise LocalError(f"{file}: cannot open the log: {error.strerror}") from None
 
-    observer: ILogObserver = observe
-    return observer
+    def startService(self) -> None:
+        """Begin to observe; before, twistd keeps events and would repeat them."""
+        super().startService()
+        globalLogPublisher.addObserver(self)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write one event (`ILogObserver`)."""
+        self._out.write(json.dumps(_plain(event), separators=(",", ":")) + "\n")
+        self._out.flush()
 
 
 def _plain(event: LogEvent) -> dict[str, Any]:
