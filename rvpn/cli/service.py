@@ -14,8 +14,8 @@ from rvpn.constants import DEFAULT_CONTROL_SOCKET, Role
 from rvpn.errors import LocalError
 from rvpn.policy import Policy, load
 
-#: Seconds that reading a policy of thousands of entries may take.
-RELOAD_TIME = 30.0
+#: Seconds that a service may take; reading a policy of thousands of entries is not done in a moment.
+STATUS_TIME, RELOAD_TIME = 5.0, 30.0
 
 
 def register(commands: Subparsers) -> None:
@@ -53,7 +53,9 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _ask_each(options, "status", 5.0, json.dumps if options.json else report.text)
+    if options.json:
+        return _ask_each(options, "status", STATUS_TIME, json.dumps)
+    return _ask_each(options, "status", STATUS_TIME, report.text, between="\n\n")
 
 
 def _reload(options: argparse.Namespace) -> int:
@@ -61,19 +63,25 @@ def _reload(options: argparse.Namespace) -> int:
 
 
 def _ask_each(
-    options: argparse.Namespace, command: str, timeout: float, show: Callable[[dict[str, Any]], str]
+    options: argparse.Namespace,
+    command: str,
+    timeout: float,
+    show: Callable[[dict[str, Any]], str],
+    between: str = "\n",
 ) -> int:
     """Print every service's answer; one that fails does not hide the others, but decides the exit code."""
-    code = 0
+    code, shown = 0, []
     for path in _sockets(options):
         try:
-            print(show(ask(path, command, timeout)))
+            shown.append(show(ask(path, command, timeout)))
         except LocalError as error:
             complain(error)
             code = 1
         except (KeyError, TypeError, ValueError, AttributeError):
             complain(f"{path}: the answer is not that of rvpn {__version__}")
             code = 1
+    if shown:
+        print(between.join(shown))
     return code
 
 
