@@ -80,11 +80,12 @@ class _HalfOpen:
 
 class Acceptor:
     """
-    Answers first messages, and carries on what they began. Repetitions and expiry are on the node's
-    `agenda`.
+    Answers first messages, and carries on what they began.
 
     `contexts` makes the accepting context of each mechanism. It and the context's `step` may raise
     RemoteError, which draws a rejection, and CookieRequired; neither may leave anything behind then.
+    Repetitions and expiry are on the node's `agenda`. `always_cookie` has to name the mechanisms whose
+    answers may be longer than what draws them.
     """
 
     def __init__(

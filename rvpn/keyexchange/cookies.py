@@ -1,6 +1,5 @@
 """
-Cookies: an address proves that it receives what is sent to it, and the acceptor remembers nothing (DESIGN
-4).
+Cookies: an address proves that it receives what is sent to it, and costs no memory until then (DESIGN 4).
 
 A cookie is a keyed hash of address, port and exchange id under a secret that is new at each start and every
 `ROTATION` seconds; those under the secret before are still good. Which cookies were used up is remembered
@@ -8,6 +7,7 @@ as long as they are good.
 """
 
 from hashlib import blake2b
+from itertools import chain
 
 from rvpn.interfaces import Endpoint, RandomSource
 from rvpn.keyexchange.tokens import COOKIE, Message, cookie_of
@@ -38,7 +38,7 @@ class Cookies:
         """Return the cookie that the message proves, empty without a MAC. Raises RemoteError(BAD_COOKIE)."""
         self._rotate(now)
         issued = (_cookie(secret, remote, message.exchange_id) for secret in self._secrets)
-        return cookie_of(message, (b"", *issued))
+        return cookie_of(message, chain([b""], issued))
 
     def spend(self, cookie: bytes) -> None:
         """Let a cookie be of no more use for a new exchange."""

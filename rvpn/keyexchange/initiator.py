@@ -8,6 +8,7 @@ listening: a message belongs to the attempt whose cookie its MAC proves, so that
 a late answer spoils anything. Only the newest attempt repeats its tokens.
 """
 
+import math
 from collections.abc import Callable
 
 from rvpn.constants import EXCHANGE_TIME, Mechanism
@@ -72,8 +73,8 @@ class InitiatorExchange:
         return self._carry(message, now)
 
     def deadline(self) -> float:
-        """Return when `advance` is to be called next."""
-        return min(self._expiry, self._attempts[-1].due)
+        """Return when `advance` is to be called next; never once the exchange is over."""
+        return math.inf if self._over else min(self._expiry, self._attempts[-1].due)
 
     def advance(self, now: float) -> list[bytes]:
         """Repeat what was not acknowledged, or give up."""

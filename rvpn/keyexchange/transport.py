@@ -72,8 +72,9 @@ class Transport:
 
     def receive(self, message: Message, now: float) -> list[bytes]:
         """
-        Take a fragment or an acknowledgement. Raises what `SecurityContext.step` raises; the token is gone
-        then.
+        Take a fragment or an acknowledgement.
+
+        Raises what `SecurityContext.step` raises; the token is gone then, and may come again.
         """
         if isinstance(message, Fragment):
             if message.token == self._awaited:

@@ -1,8 +1,9 @@
 """
-Two ends of a key exchange in memory, joined by a network that loses, delays and duplicates by the test's
-seed.
+Two ends of a key exchange in memory.
 
-`ChattyContext` is a mechanism with as many tokens of whatever size a test wants, and no cryptography.
+`Network` joins them and loses, delays and duplicates by the test's seed. `Gateway` is an acceptor alone, with the
+mechanism `noise`. `ChattyContext` is a mechanism with as many tokens of whatever size a test wants, and no
+cryptography.
 """
 
 import heapq

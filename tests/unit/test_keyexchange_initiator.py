@@ -1,6 +1,7 @@
 """`rvpn.keyexchange.initiator` joined with an acceptor in memory: loss, forgeries, cookies, giving up."""
 
 import contextlib
+import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ class LossTests(SynchronousTestCase):
         self.assertEqual(network.exchange.failed, "no answer within 2 s")
         self.assertAlmostEqual(network.now, 2.0)
         self.assertEqual(len(network.to_acceptor), 1 + 6 + 2)
-        self.assertEqual(network.exchange.advance(3.0), [])
+        self.assertEqual((network.exchange.advance(3.0), network.exchange.deadline()), ([], math.inf))
 
 
 class NoiseTests(SynchronousTestCase):
