@@ -99,6 +99,21 @@ RETRANSMIT_INTERVAL, RETRANSMIT_CONSTANT = 0.1, 6
 KEY_EXCHANGE_DATAGRAM = 1232
 #: Seconds an SA lives by default (`KeyLifetime`): 120 minutes.
 KEY_LIFETIME = 7200.0
+#: Seconds: the shortest wait for a heartbeat's answer that is derived from round trips (X6, X7).
+RESPONSE_FLOOR = 0.01
+#: Seconds that an answer may take while no round trip was measured (X7).
+RESPONSE_UNMEASURED = 1.0
+#: Seconds of silence before a heartbeat with `auto`: at least, and where there was no payload for IDLE_AFTER (X7).
+AUTO_DEFER_FLOOR, AUTO_DEFER_IDLE = 0.025, 1.0
+IDLE_AFTER = 10.0
+#: Seconds by which a deadline may be missed before the miss is held against ourselves (R7).
+LATE = 0.001
+#: Heartbeats of one detector whose answers are still waited for.
+OUTSTANDING_HEARTBEATS = 8
+#: Seconds after which a client makes sure that the gateway hears it (X8, `HeartbeatConfirmTime`).
+CONFIRM_TIME = 10.0
+#: Seconds for which a gateway that failed is not returned to (X2, `FailbackHoldDown`).
+FAILBACK_HOLD_DOWN = 60.0
 #: The MTU of a link about which nothing is known: Ethernet's.
 LINK_MTU = 1500
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).

@@ -121,7 +121,21 @@ class Event:
     warning: bool = False
 
 
-Action = Send | Deliver | Event
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """A client's inner address is reached through this gateway from now on: say so on the LAN and answer for it."""
+
+    address: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """A client's inner address is no longer reached through this gateway: answer for it no more."""
+
+    address: IPAddress
+
+
+Action = Send | Deliver | Event | Announce | Withdraw
 
 
 # --- Key exchange ----------------------------------------------------------------------------------
