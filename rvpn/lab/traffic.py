@@ -1,44 +1,37 @@
 """
 Traffic for the laboratory: ping, HTTP, TCP and UDP, with checksums at both ends and results as JSON.
 
-    python -m rvpn.lab.traffic serve                 on a target: HTTP on port 80, streams and echo on port 7
     python -m rvpn.lab.traffic ping ADDRESS          ICMP echo, down to an interval of a few milliseconds
     python -m rvpn.lab.traffic fetch ADDRESS         a file over HTTP
     python -m rvpn.lab.traffic stream ADDRESS        random data over TCP, and back with --echo
     python -m rvpn.lab.traffic udp ADDRESS           numbered datagrams, echoed
 
-Each prints one line of JSON and exits with 0 if everything arrived as it was sent, 1 if not, 2 if nothing could be
-measured. Data is a function of its size and seed, so both ends know what it must be. It is meant to run inside a
-node of the laboratory, as its root.
+Each prints one line of JSON and exits with 0 if everything arrived as it was sent, 1 if not, 2 if nothing
+could be measured. Data is made from a seed, so both ends know what it must be; `rvpn.lab.servers` is the
+other end. It is meant to run inside a node of the laboratory, as its root.
 """
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
-import random
 import select
 import socket
 import statistics
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from ipaddress import ip_address
-from socketserver import BaseRequestHandler, ThreadingTCPServer, ThreadingUDPServer
 from struct import Struct
 from typing import Any
 
 from rvpn.interfaces import IPAddress
+from rvpn.lab.payload import BLOCK, ECHO_PORT, HTTP_PORT, STREAM_HEADER, blocks, digest, receive_exactly
 from rvpn.packet import checksum
 
-HTTP_PORT, ECHO_PORT = 80, 7
-READY = "ready"
-_BLOCK = 1 << 16
-#: A stream begins with its size in bytes and whether it is to be sent back.
-_STREAM_HEADER = Struct("!Q?")
 #: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443), then the time it was sent.
 _ECHO, _SENT_AT = Struct("!BBHHH"), Struct("!Q")
 _ECHO_TYPES = {4: (8, 0), 6: (128, 129)}
@@ -46,21 +39,6 @@ _DATAGRAM = Struct("!QQ")
 MOST_GAPS = 100
 
 Result = dict[str, Any]
-
-
-def blocks(size: int, seed: int) -> Iterator[bytes]:
-    """Yield `size` bytes of random data, the same for the same seed."""
-    source = random.Random(seed)  # noqa: S311 (test data, not secrets)
-    for start in range(0, size, _BLOCK):
-        yield source.randbytes(min(_BLOCK, size - start))
-
-
-def digest(size: int, seed: int) -> str:
-    """Return the SHA-256 of `blocks(size, seed)` in hexadecimal."""
-    value = hashlib.sha256()
-    for block in blocks(size, seed):
-        value.update(block)
-    return value.hexdigest()
 
 
 # --- Ping ----------------------------------------------------------------------------------------
@@ -170,10 +148,12 @@ def _summary(seconds: list[float]) -> Result | None:
 
 def fetch(address: IPAddress, size: int, seed: int, timeout: float) -> Result:
     """Fetch a file over HTTP and compare its SHA-256. Raises OSError if the server cannot be reached."""
-    host = f"[{address}]" if address.version == 6 else str(address)
     value, received, start = hashlib.sha256(), 0, time.monotonic()
-    with urllib.request.urlopen(f"http://{host}:{HTTP_PORT}/{size}/{seed}", timeout=timeout) as answer:  # noqa: S310
-        while block := answer.read(_BLOCK):
+    connection = http.client.HTTPConnection(str(address), HTTP_PORT, timeout=timeout)
+    with closing(connection):
+        connection.request("GET", f"/{size}/{seed}")
+        answer = connection.getresponse()
+        while block := answer.read(BLOCK):
             value.update(block)
             received += len(block)
     elapsed = time.monotonic() - start
@@ -182,7 +162,8 @@ def fetch(address: IPAddress, size: int, seed: int, timeout: float) -> Result:
 
 def stream(address: IPAddress, size: int, seed: int, timeout: float, echo: bool) -> Result:
     """
-    Send random data over TCP; the server answers with the SHA-256 of what it got, after the data itself if `echo`.
+    Send random data over TCP; the server answers with the SHA-256 of what it got, after the data itself if
+    `echo`.
 
     Raises OSError if the connection fails.
     """
@@ -191,10 +172,10 @@ def stream(address: IPAddress, size: int, seed: int, timeout: float, echo: bool)
         sender = threading.Thread(target=_send_stream, args=(connection, size, seed, echo), daemon=True)
         sender.start()
         echoed, left = hashlib.sha256(), size if echo else 0
-        while left and (block := connection.recv(min(_BLOCK, left))):
+        while left and (block := connection.recv(min(BLOCK, left))):
             echoed.update(block)
             left -= len(block)
-        answer = _receive_exactly(connection, echoed.digest_size)
+        answer = receive_exactly(connection, echoed.digest_size)
         sender.join(timeout)
     elapsed, expected = time.monotonic() - start, digest(size, seed)
     result = _transfer(size, elapsed, answer.hex(), expected)
@@ -206,18 +187,11 @@ def stream(address: IPAddress, size: int, seed: int, timeout: float, echo: bool)
 
 def _send_stream(connection: socket.socket, size: int, seed: int, echo: bool) -> None:
     try:
-        connection.sendall(_STREAM_HEADER.pack(size, echo))
+        connection.sendall(STREAM_HEADER.pack(size, echo))
         for block in blocks(size, seed):
             connection.sendall(block)
     except OSError:
         return  # the receiving side sees the connection fail and reports it
-
-
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (part := connection.recv(size - len(data))):
-        data += part
-    return data
 
 
 def _transfer(size: int, elapsed: float, found: str, expected: str) -> Result:
@@ -265,90 +239,14 @@ def udp(address: IPAddress, count: int, interval: float, size: int, wait: float)
     return counts | {"reordered": reordered, "send_errors": send_errors}
 
 
-# --- Server --------------------------------------------------------------------------------------
-
-
-class _Files(BaseHTTPRequestHandler):
-    """GET /SIZE/SEED returns that much of that data."""
-
-    def do_GET(self) -> None:
-        """Answer one request."""
-        try:
-            size, seed = map(int, self.path.strip("/").split("/"))
-        except ValueError:
-            self.send_error(404, "expected /SIZE/SEED")
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(size))
-        self.end_headers()
-        for block in blocks(size, seed):
-            self.wfile.write(block)
-
-    def log_message(self, *_arguments: object) -> None:
-        """Write no log."""
-
-
-class _Stream(BaseRequestHandler):
-    """One TCP stream of `stream`."""
-
-    def handle(self) -> None:
-        """Hash what arrives, send it back if that was asked for, then the hash."""
-        left, echo = _STREAM_HEADER.unpack(_receive_exactly(self.request, _STREAM_HEADER.size))
-        value = hashlib.sha256()
-        while left and (block := self.request.recv(min(_BLOCK, left))):
-            value.update(block)
-            left -= len(block)
-            if echo:
-                self.request.sendall(block)
-        self.request.sendall(value.digest())
-
-
-class _Echo(BaseRequestHandler):
-    """One UDP datagram."""
-
-    def handle(self) -> None:
-        """Send it back."""
-        datagram, connection = self.request
-        connection.sendto(datagram, self.client_address)
-
-
-class _HTTPServer(ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-class _StreamServer(ThreadingTCPServer):
-    address_family = socket.AF_INET6
-    allow_reuse_address = daemon_threads = True
-
-
-class _EchoServer(ThreadingUDPServer):
-    address_family = socket.AF_INET6
-    daemon_threads = True
-
-
-def serve() -> None:
-    """Serve HTTP, streams and echo on all addresses, IPv4 ones too, until killed; says when it is ready."""
-    anywhere = "::"  # a namespace of the laboratory has no other network
-    servers = (
-        _HTTPServer((anywhere, HTTP_PORT), _Files),
-        _StreamServer((anywhere, ECHO_PORT), _Stream),
-        _EchoServer((anywhere, ECHO_PORT), _Echo),
-    )
-    for server in servers[1:]:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    sys.stdout.write(READY + "\n")
-    sys.stdout.flush()
-    servers[0].serve_forever()
-
-
 # --- Command line --------------------------------------------------------------------------------
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rvpn.lab.traffic", description="Traffic for the laboratory.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rvpn.lab.traffic", description="Traffic for the laboratory."
+    )
     tools = parser.add_subparsers(dest="tool", required=True)
-    tools.add_parser("serve", help="serve HTTP on port 80, TCP streams and UDP echo on port 7")
     for name, help_text in (("ping", "ICMP echo"), ("udp", "numbered datagrams, echoed")):
         tool = tools.add_parser(name, help=help_text)
         tool.add_argument("address", type=ip_address)
@@ -386,8 +284,6 @@ def _measure(chosen: argparse.Namespace) -> tuple[Result, bool]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run one tool; return its exit code."""
     chosen = _arguments(words)
-    if chosen.tool == "serve":
-        serve()
     try:
         result, complete = _measure(chosen)
     except OSError as error:
