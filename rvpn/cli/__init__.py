@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="rvpn",
         description="The VPN that survives the death of its gateways.",
         epilog="To start the services: twistd rvpn-client --help, twistd rvpn-gateway --help.",
