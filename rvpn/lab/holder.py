@@ -220,6 +220,8 @@ def _state(pid: int) -> str:
 def _sentence(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"unknown: {error}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error)
 
 

@@ -72,10 +72,10 @@ class Lab:
         if not is_running(directory):
             raise LocalError("no laboratory is running; start one with: rvpn lab up")
         status = wire.ask(directory / holder.SOCKET, {"do": "status"})
-        return cls(Topology(**status["topology"]), directory, None, temporary=False)
+        return cls(Topology(**status["topology"]), directory, None, temporary=True)
 
     def close(self) -> None:
-        """End every process and namespace of the laboratory; returns when they are gone."""
+        """End every process and namespace of the laboratory, and remove its directory if it made that."""
         if self._parent is None:
             _end_detached(self.directory)
         else:
@@ -120,7 +120,7 @@ class Lab:
 
         Raises `LocalError` if the node, the command or a free name is missing.
         """
-        request = {"do": "start", "node": node, "argv": list(argv), "name": name, "cwd": cwd}
+        request: wire.Message = {"do": "start", "node": node, "argv": list(argv), "name": name, "cwd": cwd}
         request |= {"env": None if env is None else dict(env)}
         try:
             connection = wire.connect(self.directory / holder.SOCKET, START_TIME)
@@ -197,22 +197,25 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def default_directory() -> Path:
-    """
-    Return the directory of the laboratory that `rvpn lab up` makes, one per user; make it if it is missing.
+    """Return the directory of the laboratory that `rvpn lab up` makes, one per user."""
+    return Path(tempfile.gettempdir(), f"rvpn-lab-{os.getuid()}")
 
-    Raises `LocalError` if it is somebody else's, or others could write there.
+
+def fresh_directory() -> Path:
     """
-    directory = Path(tempfile.gettempdir(), f"rvpn-lab-{os.getuid()}")
-    directory.mkdir(mode=0o700, exist_ok=True)
-    found = directory.stat(follow_symlinks=False)
-    if (
-        directory.is_symlink()
-        or not directory.is_dir()
-        or (found.st_uid, found.st_mode & 0o077) != (os.getuid(), 0)
-    ):
-        raise LocalError(
-            f"{directory}: found something else than a directory of yours with mode 0700; remove it"
-        )
+    Make `default_directory`, empty and for its owner alone, and return it.
+
+    Raises `LocalError` if a laboratory runs there, or if it is somebody else's.
+    """
+    directory = default_directory()
+    if is_running(directory):
+        raise LocalError("a laboratory is running already; end it with: rvpn lab down")
+    try:
+        if directory.is_dir() and not directory.is_symlink():
+            shutil.rmtree(directory)  # what a laboratory that was killed left behind
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise LocalError(f"{directory}: cannot make this directory: {error.strerror}") from None
     return directory
 
 
@@ -230,8 +233,6 @@ def is_running(directory: Path) -> bool:
 
 def _start_holder(topology: Topology, directory: Path, detached: bool) -> Parent:
     """Start the holder and return when the network is ready. Raises `LocalError`."""
-    if is_running(directory):
-        raise LocalError("a laboratory is running already; end it with: rvpn lab down")
     argv = [*requirements.unshare_command(), sys.executable, "-m", "rvpn.lab.holder", str(directory)]
     argv += map(str, (topology.family, topology.gateways, topology.targets))
     log = directory / "holder.log"

@@ -85,7 +85,6 @@ class Measurement:
             try:
                 figures: dict[str, Any] = json.loads(self._output.read())
             except ValueError:
-                raise LocalError(
-                    self._errors.read().decode(errors="replace").strip() or "no result"
-                ) from None
+                words = self._errors.read().decode(errors="replace").strip()
+                raise LocalError(words or "no result") from None
             return figures

@@ -6,7 +6,7 @@ The real services in the laboratory: keys and policies for every node, `twistd` 
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,22 @@ from rvpn.lab.topology import INNER_ADDRESSES, LAN, LAN_NETWORKS
 START_TIME = 15.0
 _POLL = 0.05
 
-#: Lines for the [GENERAL] section of a role's policies.
-General = Mapping[Role, Sequence[str]]
+#: Keywords and values for the [GENERAL] section of a role's policies.
+General = Mapping[Role, Mapping[str, str]]
 
 
 def configure(lab: Lab, general: General | None = None) -> None:
     """
     Make keys and policies for the client and all gateways in the laboratory's directory.
 
-    `general` adds lines to [GENERAL]. Raises `LocalError` if there are any already.
+    `general` adds to [GENERAL]. Raises `LocalError` if there are keys already.
     """
     general = general or {}
     names = ("client", *lab.topology.gateway_names)
     keys = {name: keyfile.create(str(lab.directory / f"{name}.key")) for name in names}
-    _write(lab, "client", _client_policy(lab, keys, general.get(Role.CLIENT, ())))
+    _write(lab, "client", _client_policy(lab, keys, general.get(Role.CLIENT, {})))
     for name in lab.topology.gateway_names:
-        _write(lab, name, _gateway_policy(lab, name, keys["client"], general.get(Role.GATEWAY, ())))
+        _write(lab, name, _gateway_policy(lab, name, keys["client"], general.get(Role.GATEWAY, {})))
 
 
 def start(lab: Lab, *names: str, timeout: float = START_TIME) -> None:
@@ -62,9 +62,17 @@ def start(lab: Lab, *names: str, timeout: float = START_TIME) -> None:
         _wait_up(lab, name, deadline)
 
 
-def start_all(lab: Lab) -> None:
-    """Start every gateway and the client."""
+def start_all(lab: Lab) -> str:
+    """
+    Start every gateway and the client, and have the client use a gateway, which is returned.
+
+    Needs `configure` before. Raises `LocalError` as `start` and `follow` do.
+    """
     start(lab, *lab.topology.gateway_names, "client")
+    target = lab.topology.lan_addresses(lab.topology.target_names[0])[0]
+    # No answer finds its way before `follow`: this only asks for a session.
+    lab.traffic("client", "ping", target, "--count", 1, "--wait", 0)
+    return follow(lab)
 
 
 def wait_ended(lab: Lab, name: str, timeout: float) -> None:
@@ -132,14 +140,14 @@ def _wait_up(lab: Lab, name: str, deadline: float) -> None:
 # --- Policies ------------------------------------------------------------------------------------
 
 
-def _client_policy(lab: Lab, keys: Mapping[str, str], general: Sequence[str]) -> str:
+def _client_policy(lab: Lab, keys: Mapping[str, str], general: Mapping[str, str]) -> str:
     gateways = {lab.topology.gateway_address(name): keys[name] for name in lab.topology.gateway_names}
     tunnels = (f"Tunnel{number} = {network} Cluster 1" for number, network in enumerate(LAN_NETWORKS, 1))
     return _policy(
         {
-            "GENERAL": ("RandomizeClusters = no", *general),
+            "GENERAL": _lines({"RandomizeClusters": "no", **general}),
             "PEERS": (f"{address} = {key}" for address, key in gateways.items()),
-            "DEVICE": ("Name = rvpn0", f"InnerAddress = {', '.join(map(str, INNER_ADDRESSES))}"),
+            "DEVICE": ("Name = rvpn0", f"InnerAddress = {' '.join(map(str, INNER_ADDRESSES))}"),
             "CLUSTER": (f"Cluster 1 = {' '.join(map(str, gateways))}",),
             "TUNNEL": tunnels,
         },
@@ -148,21 +156,25 @@ def _client_policy(lab: Lab, keys: Mapping[str, str], general: Sequence[str]) ->
     )
 
 
-def _gateway_policy(lab: Lab, name: str, client_key: str, general: Sequence[str]) -> str:
+def _gateway_policy(lab: Lab, name: str, client_key: str, general: Mapping[str, str]) -> str:
     inner = ", ".join(map(str, INNER_ADDRESSES))
     return _policy(
         {
-            "GENERAL": (f"Listen = {lab.topology.gateway_address(name)}", *general),
+            "GENERAL": _lines({"Listen": str(lab.topology.gateway_address(name)), **general}),
             "CLIENTS": (f"Client1 = {client_key} {inner}",),
             "DEVICE": ("Name = rvpn0",),
-            "LAN": (f"Interface = {LAN}", f"Networks = {', '.join(map(str, LAN_NETWORKS))}"),
+            "LAN": (f"Interface = {LAN}", f"Networks = {' '.join(map(str, LAN_NETWORKS))}"),
         },
         lab,
         name,
     )
 
 
-def _policy(sections: Mapping[str, Any], lab: Lab, name: str) -> str:
+def _lines(values: Mapping[str, str]) -> Iterator[str]:
+    return (f"{keyword} = {value}" for keyword, value in values.items())
+
+
+def _policy(sections: Mapping[str, Iterable[str]], lab: Lab, name: str) -> str:
     own = {
         "IDENTITY": (f"PrivateKey = {lab.directory / name}.key",),
         "CONTROL": (f"Socket = {_socket(lab, name)}", f"StateDirectory = {lab.directory / name}.state"),

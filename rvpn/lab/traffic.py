@@ -32,10 +32,11 @@ from rvpn.interfaces import IPAddress
 from rvpn.lab.payload import BLOCK, ECHO_PORT, HTTP_PORT, STREAM_HEADER, blocks, digest, receive_exactly
 from rvpn.packet import checksum
 
-#: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443), then the time it was sent.
-_ECHO, _SENT_AT = Struct("!BBHHH"), Struct("!Q")
+#: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443).
+_ECHO = Struct("!BBHHH")
 _ECHO_TYPES = {4: (8, 0), 6: (128, 129)}
-_DATAGRAM = Struct("!QQ")
+#: What each packet carries: a number that does not wrap, and when it was sent in nanoseconds.
+_STAMP = Struct("!QQ")
 MOST_GAPS = 100
 
 Result = dict[str, Any]
@@ -49,7 +50,7 @@ class Pinger:
 
     def __init__(self, address: IPAddress, count: int, interval: float, size: int) -> None:
         self._address, self._count, self._interval = address, count, interval
-        self._padding = bytes(max(0, size - _SENT_AT.size))
+        self._padding = bytes(max(0, size - _STAMP.size))
         self._request, self._reply = _ECHO_TYPES[address.version]
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         protocol = socket.IPPROTO_ICMP if address.version == 4 else socket.IPPROTO_ICMPV6
@@ -71,7 +72,7 @@ class Pinger:
         return self._result()
 
     def _send(self, sequence: int) -> None:
-        body = _SENT_AT.pack(time.monotonic_ns()) + self._padding
+        body = _STAMP.pack(sequence, time.monotonic_ns()) + self._padding
         blank = _ECHO.pack(self._request, 0, 0, self._identifier, sequence & 0xFFFF)
         # The kernel completes the checksum of ICMPv6 (RFC 3542 section 3.1).
         value = checksum(blank + body) if self._address.version == 4 else 0
@@ -87,17 +88,19 @@ class Pinger:
                 self._receive()
 
     def _receive(self) -> None:
-        packet, (source, *_) = self._socket.recvfrom(1 << 16)
+        try:
+            packet, (source, *_) = self._socket.recvfrom(1 << 16)
+        except BlockingIOError:
+            return  # the kernel found a wrong checksum only now
         now = time.monotonic_ns()
         if self._address.version == 4:
             packet = packet[(packet[0] & 15) * 4 :]
-        if len(packet) < _ECHO.size + _SENT_AT.size or ip_address(source) != self._address:
+        if len(packet) < _ECHO.size + _STAMP.size or ip_address(source) != self._address:
             return
-        kind, _, _, identifier, sequence = _ECHO.unpack_from(packet)
+        kind, _, _, identifier, _ = _ECHO.unpack_from(packet)
         if kind != self._reply or identifier != self._identifier:
             return
-        (sent,) = _SENT_AT.unpack_from(packet, _ECHO.size)
-        # Sequence numbers wrap: more than 65,536 requests are told apart by the time they carry.
+        sequence, sent = _STAMP.unpack_from(packet, _ECHO.size)
         if sequence in self._times:
             self._duplicates += 1
         else:
@@ -141,6 +144,60 @@ def _summary(seconds: list[float]) -> Result | None:
         "max": ordered[-1],
     }
     return {name: round(value * 1e3, 3) for name, value in figures.items()}
+
+
+# --- UDP -----------------------------------------------------------------------------------------
+
+
+class UDPStream:
+    """Sends numbered datagrams to the echo port at fixed times, and counts what returns in what order."""
+
+    def __init__(self, address: IPAddress, count: int, interval: float, size: int) -> None:
+        self._count, self._interval, self._size = count, interval, size
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.connect((str(address), ECHO_PORT))
+        self._socket.setblocking(False)
+        self._seen: set[int] = set()
+        self._latest = -1
+        self._duplicates = self._reordered = self._send_errors = 0
+
+    def run(self, wait: float) -> Result:
+        """Send, wait at most `wait` seconds for the last datagrams, and return the figures."""
+        start = time.monotonic()
+        for number in range(self._count):
+            self._receive_until(start + number * self._interval)
+            self._send(number)
+        self._receive_until(time.monotonic() + wait)
+        return {
+            "sent": self._count,
+            "received": len(self._seen),
+            "lost": self._count - len(self._seen),
+            "duplicates": self._duplicates,
+            "reordered": self._reordered,
+            "send_errors": self._send_errors,
+        }
+
+    def _send(self, number: int) -> None:
+        try:
+            self._socket.send(_STAMP.pack(number, time.monotonic_ns()).ljust(self._size, b"\0"))
+        except OSError:
+            self._send_errors += 1
+
+    def _receive_until(self, when: float) -> None:
+        while len(self._seen) < self._count and (left := when - time.monotonic()) > 0:
+            if select.select([self._socket], [], [], left)[0]:
+                self._receive()
+
+    def _receive(self) -> None:
+        try:
+            number, _ = _STAMP.unpack_from(self._socket.recv(1 << 16))
+        except OSError:
+            return  # an ICMP error; the datagram counts as lost
+        self._duplicates += number in self._seen
+        self._reordered += number < self._latest
+        self._seen.add(number)
+        self._latest = max(self._latest, number)
 
 
 # --- Clients -------------------------------------------------------------------------------------
@@ -206,40 +263,10 @@ def _transfer(size: int, elapsed: float, found: str, expected: str) -> Result:
     }
 
 
-def udp(address: IPAddress, count: int, interval: float, size: int, wait: float) -> Result:
-    """Send numbered datagrams to the echo port and count what returns, how often and in what order."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    seen: set[int] = set()
-    duplicates = reordered = send_errors = 0
-    latest = -1
-    with socket.socket(family, socket.SOCK_DGRAM) as connection:
-        connection.connect((str(address), ECHO_PORT))
-        connection.setblocking(False)
-        start = time.monotonic()
-        for number in range(count + 1):
-            # After the last datagram, wait for those on their way.
-            when = start + number * interval if number < count else time.monotonic() + wait
-            while len(seen) < count and (left := when - time.monotonic()) > 0:
-                if not select.select([connection], [], [], left)[0]:
-                    continue
-                try:
-                    got, _ = _DATAGRAM.unpack_from(connection.recv(1 << 16))
-                except OSError:
-                    continue
-                duplicates += got in seen
-                reordered += got < latest
-                seen.add(got)
-                latest = max(latest, got)
-            if number < count:
-                try:
-                    connection.send(_DATAGRAM.pack(number, time.monotonic_ns()).ljust(size, b"\0"))
-                except OSError:
-                    send_errors += 1
-    counts = {"sent": count, "received": len(seen), "lost": count - len(seen), "duplicates": duplicates}
-    return counts | {"reordered": reordered, "send_errors": send_errors}
-
-
 # --- Command line --------------------------------------------------------------------------------
+
+
+_PROBES: dict[str, type[Pinger] | type[UDPStream]] = {"ping": Pinger, "udp": UDPStream}
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -267,12 +294,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(chosen: argparse.Namespace) -> tuple[Result, bool]:
     """Run the chosen tool; return its figures and whether everything arrived."""
-    if chosen.tool == "ping":
-        pinger = Pinger(chosen.address, chosen.count, chosen.interval, chosen.size)
-        result = pinger.run(chosen.wait)
-        return result, result["lost"] == 0
-    if chosen.tool == "udp":
-        result = udp(chosen.address, chosen.count, chosen.interval, chosen.size, chosen.wait)
+    if chosen.tool in _PROBES:
+        probe = _PROBES[chosen.tool](chosen.address, chosen.count, chosen.interval, chosen.size)
+        result = probe.run(chosen.wait)
         return result, result["lost"] == 0
     if chosen.tool == "fetch":
         result = fetch(chosen.address, chosen.size, chosen.seed, chosen.timeout)
