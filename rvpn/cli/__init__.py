@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rvpn import __version__
 from rvpn.cli import keys, policy, service
@@ -20,7 +20,10 @@ from rvpn.errors import LocalError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers wrong arguments with one line instead of the usage."""
+    """Takes no abbreviations, and answers wrong arguments with one line instead of the usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help tells more\n")
@@ -46,11 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="rvpn",
         description="The VPN that survives the death of its gateways.",
-        epilog="The services start with twistd: see twistd rvpn-client --help, twistd rvpn-gateway --help.",
-        allow_abbrev=False,
+        epilog="To start the services: twistd rvpn-client --help, twistd rvpn-gateway --help.",
     )
     parser.add_argument("--version", action="version", version=f"rvpn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -1,15 +1,17 @@
 """
 The process that holds the laboratory: PID 1 of its PID namespace, parent of every process in every node.
 
-`rvpn.lab.lab` starts it in new user (without root), mount, network and PID namespaces. It builds the network, says
-"ready", and then serves requests at `holder.sock` in the laboratory's directory: start a process in a node, signal
-it, wait for it, change the network, end. When it ends, however that happens, the kernel kills every process in its
-PID namespace, and the network namespaces go with their last user: nothing is mounted, named or left.
+`rvpn.lab.lab` starts it in new user (without root), mount, network and PID namespaces. It builds the network,
+says "ready", and then serves requests at `holder.sock` in the laboratory's directory: start a process in a
+node, signal it, wait for it, change the network, end. When it ends, however that happens, the kernel kills
+every process in its PID namespace, and the network namespaces go with their last user: nothing is mounted,
+named or left.
 
-    connection -> {"do": "start", ...} and three descriptors -> {"pid": n} ... {"exit": code}
-    connection -> {"do": "status" | "signal" | "wait" | "network" | "end", ...} -> one answer, or {"error": "..."}
+    connection -> {"do": "start", ...} and three descriptors -> {"pid": n} ... {"exit": code} connection ->
+    {"do": "status" | "signal" | "wait" | "network" | "end", ...} -> one answer, or {"error": "..."}
 
-A process without a name belongs to the connection that started it and dies with it; a named one (a service) stays.
+A process without a name belongs to the connection that started it and dies with it; a named one (a service)
+stays.
 """
 
 import argparse
@@ -32,7 +34,6 @@ from rvpn.lab.network import Network
 from rvpn.lab.topology import Topology
 
 SOCKET = "holder.sock"
-READY = "ready"
 
 
 @dataclass(slots=True)
@@ -219,6 +220,8 @@ def _state(pid: int) -> str:
 def _sentence(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"unknown: {error}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
@@ -248,14 +251,12 @@ def main() -> None:
     network = Network(Topology(chosen.family, chosen.gateways, chosen.targets))
     with wire.listen(chosen.directory / SOCKET) as listener:
         holder = Holder(network, listener)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: holder.end())
+        signal.signal(signal.SIGTERM, lambda _number, _frame: holder.end())
         _watch_children(holder)
         if not chosen.detached:
             # Nothing is ever written to standard input: it is readable when its writer has died.
             holder.watch(sys.stdin.fileno(), holder.end)
-        sys.stdout.write(READY + "\n")
-        sys.stdout.flush()
+        wire.say_ready()
         holder.serve()
 
 

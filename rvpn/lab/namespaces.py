@@ -1,8 +1,8 @@
 """
 Network namespaces by system call; Python has these calls from 3.12 on, and we support 3.11.
 
-A namespace lives as long as somebody holds its descriptor, so nothing needs to be mounted or named. Only for a
-process with one thread: `inside` moves the calling thread.
+A namespace lives as long as somebody holds its descriptor, so nothing needs to be mounted or named. Only for
+a process with one thread: `inside` moves the calling thread.
 """
 
 import ctypes
@@ -41,7 +41,9 @@ def new_network() -> int:
 
 @contextmanager
 def inside(network: int) -> Iterator[None]:
-    """Run the body in the network namespace of that descriptor: its sockets, children and sysctls are there."""
+    """
+    Run the body in the network namespace of that descriptor: its sockets, children and sysctls are there.
+    """
     home = _own_network()
     try:
         _check(_libc.setns(network, CLONE_NEWNET), "setns")

@@ -2,13 +2,17 @@
 Builds a `Topology` out of network namespaces, veth pairs and a bridge, and changes it while traffic flows.
 
 One netlink socket stays open in each namespace, so a change (a link down, a path cut) is one call of about a
-millisecond, made by the caller itself. The router's policy rules decide, in this order, what is cut, what goes
-through the impairment's TUN device, and which path has a lower MTU; everything else follows its routes:
+millisecond, made by the caller itself. The router's policy rules decide, in this order, what is cut, what
+goes through the impairment's TUN device, and where a route has a lower MTU; everything else follows the main
+table:
 
-    packet at the router -> CUT: blackhole? -> DIVERT: into the TUN? -> MTU: route with a locked MTU? -> main table
+    CUT: blackhole -> MTU_BACK: route with a locked MTU -> DIVERT: into the TUN -> MTU_OUT: as before -> main
+    table
 
-What comes back out of the TUN device enters the router anew and is no longer diverted, because the rules name the
-interface that it came in by.
+What comes back out of the TUN device enters the router anew and is no longer diverted, because the rules name
+the interface that it came in by. The narrow place of a path lies between the NAT and the gateway, so that
+each end gets ICMP errors about packets that it knows: it is passed before the TUN on the way back, and after
+it on the way out.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,32 +25,26 @@ from pyroute2 import IPRoute
 
 from rvpn.lab.namespaces import inside, new_network
 from rvpn.lab.topology import (
-    INNER_ADDRESSES,
-    LAN_NETWORKS,
-    LOOPBACK,
+    BACK,
+    IMPAIRMENT_DEVICE,
     NAT_NETWORKS,
-    OUTSIDE,
+    OUT,
     Node,
     Route,
     Topology,
-    route_to_client,
+    routes_to_client,
 )
 
-#: The directions of a path as the client sees them.
-OUT, BACK = "out", "back"
-BOTH = (OUT, BACK)
-#: The impairment's TUN device in the router's namespace.
-IMPAIRMENT_DEVICE = "impair"
-
-_CUT, _DIVERT, _MTU = 100, 200, 300  # priorities of the router's rules
-_DIVERT_TABLE = 200
-_MTU_TABLES = {OUT: 1000, BACK: 2000}  # plus the gateway's number
+_CUT, _MTU_BACK, _DIVERT, _MTU_OUT = 100, 200, 300, 400  # priorities of the router's rules
+_DIVERT_TABLE, _MTU_OUT_TABLES, _MTU_BACK_TABLES = 300, 1000, 2000  # the latter plus the gateway's number
 _FIRST_INDEX = 10
+_IMPAIRMENT_QUEUE = 10_000  # packets that the TUN device holds until they are read
 _LOCK_MTU = 1 << 2  # RTAX_LOCK's bit for RTAX_MTU (<linux/rtnetlink.h>)
 _FAMILIES = {4: 2, 6: 10}  # AF_INET and AF_INET6
 
-#: No duplicate address detection and no router advertisements: addresses are ready at once. Interfaces that come
-#: up announce themselves: neighbours that asked for them in vain would else repeat that only a second later.
+#: No duplicate address detection and no router advertisements: addresses are ready at once. Interfaces that
+#: come up announce themselves: neighbours that asked for them in vain would else repeat that only a second
+#: later.
 _SYSCTLS = {
     "ipv4/conf/default/arp_notify": 1,
     "ipv6/conf/default/ndisc_notify": 1,
@@ -135,36 +133,45 @@ class Network:
         came_in = "client" if direction == OUT else gateway
         self._rule(divert, _DIVERT, table=_DIVERT_TABLE, iifname=came_in, **self._end(gateway, direction))
         (self._diverted.add if divert else self._diverted.discard)((gateway, direction))
+        if gateway in self._mtus:
+            self._limit(gateway)
 
     def connect_impairment(self) -> None:
-        """Route diverted packets, and whatever is for the NAT's addresses, into the TUN device (now up)."""
+        """
+        Bring the TUN device up, and route diverted packets and whatever is for the NAT's addresses into it.
+
+        The router's own ICMP errors for the NAT's addresses come back out of it, from the router's own
+        address.
+        """
         (index,) = self._netlink["router"].link_lookup(ifname=IMPAIRMENT_DEVICE)
-        self._netlink["router"].link("set", index=index, state="up")
+        with self.inside("router"):
+            Path("/proc/sys/net/ipv4/conf", IMPAIRMENT_DEVICE, "accept_local").write_text("1\n")
+        self._netlink["router"].link("set", index=index, state="up", txqlen=_IMPAIRMENT_QUEUE)
         family = _FAMILIES[self.topology.family]
         everything = {"dst": "default", "table": _DIVERT_TABLE}
         for target in (everything, {"dst": str(NAT_NETWORKS[self.topology.family])}):
             self._netlink["router"].route("replace", family=family, oif=index, **target)
+        self._indices["router", IMPAIRMENT_DEVICE] = index
+        for gateway in self._mtus:
+            self._limit(gateway)
 
     def set_mtu(self, gateway: str, mtu: int | None) -> None:
         """Make `mtu` the largest packet, IP header included, between client and gateway; None: the links'."""
-        number = self.topology.gateway_names.index(gateway)
-        ends = {OUT: (gateway, str(self.topology.gateway_address(gateway)))}
-        ends[BACK] = ("client", str(self.topology.client_address))
-        for direction, (interface, address) in ends.items():
-            table = _MTU_TABLES[direction] + number
-            if mtu is not None:
-                self._lock_mtu(interface, address, table, mtu)
-            if (gateway in self._mtus) == (mtu is None):
-                self._rule(mtu is not None, _MTU, table=table, **self._end(gateway, direction))
+        limited = gateway in self._mtus
         if mtu is None:
             self._mtus.pop(gateway, None)
         else:
             self._mtus[gateway] = mtu
+            self._limit(gateway)
+        if limited == (mtu is None):
+            out, back = self._mtu_tables(gateway)
+            self._rule(not limited, _MTU_OUT, table=out, **self._end(gateway, OUT))
+            self._rule(not limited, _MTU_BACK, table=back, iifname=gateway, **self._end(gateway, BACK))
 
     def point_targets_at(self, gateway: str) -> None:
         """Route the client's inner addresses on every target through this gateway (DESIGN 8, no presence)."""
         for target in self.topology.target_names:
-            for route in route_to_client(self.topology.lan_addresses(gateway)):
+            for route in routes_to_client(self.topology.lan_addresses(gateway)):
                 self._route(target, route)
         self._inner_gateway = gateway
 
@@ -185,8 +192,8 @@ class Network:
         """
         Make the cables.
 
-        The near ends are numbered from `_FIRST_INDEX`, the far ends by the kernel from 2: it takes a veth whose
-        peer has its own index for one without a peer, and then notices its carrier up to a second late.
+        The near ends are numbered from `_FIRST_INDEX`, the far ends by the kernel from 2: it takes a veth
+        whose peer has its own index for one without a peer, and then notices its carrier up to a second late.
         """
         for link in self.topology.links:
             far_node, far_name = link.far
@@ -204,7 +211,9 @@ class Network:
         for interface in node.interfaces:
             index = self._indices[node.name, interface.name]
             if node.bridge is not None:
-                self._netlink[node.name].link("set", index=index, master=self._indices[node.name, node.bridge])
+                self._netlink[node.name].link(
+                    "set", index=index, master=self._indices[node.name, node.bridge]
+                )
             self._netlink[node.name].link("set", index=index, state="up")
             self._address(node, interface.name)
         if node.bridge is not None:
@@ -239,18 +248,40 @@ class Network:
 
     def _end(self, gateway: str, direction: str) -> dict[str, object]:
         """Return the part of a rule that selects one direction of a path by the gateway's address."""
-        address, length = str(self.topology.gateway_address(gateway)), 32 if self.topology.family == 4 else 128
-        return {"dst": address, "dst_len": length} if direction == OUT else {"src": address, "src_len": length}
+        address, length = (
+            str(self.topology.gateway_address(gateway)),
+            32 if self.topology.family == 4 else 128,
+        )
+        return (
+            {"dst": address, "dst_len": length} if direction == OUT else {"src": address, "src_len": length}
+        )
 
     def _rule(self, add: bool, priority: int, **rule: object) -> None:
         family = _FAMILIES[self.topology.family]
         self._netlink["router"].rule("add" if add else "del", family=family, priority=priority, **rule)
 
-    def _lock_mtu(self, interface: str, address: str, table: int, mtu: int) -> None:
+    def _limit(self, gateway: str) -> None:
+        """
+        Fill the tables of a path with a lower MTU. They depend on what is diverted, as the narrow place is
+        out.
+        """
+        out, back = self._mtu_tables(gateway)
+        self._lock_mtu(out, gateway, str(self.topology.gateway_address(gateway)), self._mtus[gateway])
+        towards_client = IMPAIRMENT_DEVICE if (gateway, BACK) in self._diverted else "client"
+        self._lock_mtu(back, towards_client, str(self.topology.client_address), self._mtus[gateway])
+        if ("router", IMPAIRMENT_DEVICE) in self._indices:
+            network = str(NAT_NETWORKS[self.topology.family])
+            self._lock_mtu(back, IMPAIRMENT_DEVICE, network, self._mtus[gateway])
+
+    def _mtu_tables(self, gateway: str) -> tuple[int, int]:
+        number = self.topology.gateway_names.index(gateway)
+        return _MTU_OUT_TABLES + number, _MTU_BACK_TABLES + number
+
+    def _lock_mtu(self, table: int, interface: str, destination: str, mtu: int) -> None:
         self._netlink["router"].route(
             "replace",
             family=_FAMILIES[self.topology.family],
-            dst=address,
+            dst=destination,
             table=table,
             oif=self._indices["router", interface],
             scope="link",

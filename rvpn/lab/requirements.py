@@ -32,7 +32,11 @@ def _namespaces() -> str:
     if shutil.which("unshare") is None:
         return "The lab needs the program unshare. On Debian and Ubuntu: apt-get install util-linux"
     probe = subprocess.run(
-        [*unshare_command(), sys.executable, "-c", ""], capture_output=True, text=True, timeout=30, check=False
+        [*unshare_command(), sys.executable, "-c", ""],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     if probe.returncode == 0:
         return ""

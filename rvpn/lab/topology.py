@@ -1,9 +1,10 @@
 """
 What the laboratory consists of: nodes, links, addresses and routes, as values without any effect.
 
-The picture is the patent's Fig. 2. `client` and each gateway have an outside link of their own to `router`, which
-stands for the Internet; each gateway also has an interface on the LAN, the bridge in node `lan`, where the targets
-are. The outside is IPv4 or IPv6, one of them per laboratory; the LAN and the client's inner addresses are both.
+The picture is the patent's Fig. 2. `client` and each gateway have an outside link of their own to `router`,
+which stands for the Internet; each gateway also has an interface on the LAN, the bridge in node `lan`, where
+the targets are. The outside is IPv4 or IPv6, one of them per laboratory; the LAN and the client's inner
+addresses are both.
 
     Topology -> nodes (interfaces, routes, forwarding) and links -> rvpn.lab.network
 """
@@ -17,15 +18,20 @@ from rvpn.interfaces import IPAddress
 IPNetwork = IPv4Network | IPv6Network
 
 #: The client's addresses inside the tunnel.
-INNER_ADDRESSES = (IPv4Address("10.99.0.1"), IPv6Address("fd00:99::1"))
-LAN_NETWORKS = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
+INNER_ADDRESSES: tuple[IPAddress, ...] = (IPv4Address("10.99.0.1"), IPv6Address("fd00:99::1"))
+LAN_NETWORKS: tuple[IPNetwork, ...] = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
 #: Where the client's address comes from while the impairment plays a NAT.
-NAT_NETWORKS = {4: IPv4Network("203.0.113.0/24"), 6: IPv6Network("2001:db8:0:ff::/64")}
+NAT_NETWORKS: dict[int, IPNetwork] = {4: IPv4Network("203.0.113.0/24"), 6: IPv6Network("2001:db8:0:ff::/64")}
 #: Gateways are numbered from 21 on the LAN, as in the patent, and targets from 1.
 FIRST_GATEWAY = 21
 MAX_NODES = 20
 
-OUTSIDE, LAN, LOOPBACK = "outside", "lan", "lo"
+OUTSIDE, LAN = "outside", "lan"
+#: The directions of a path as the client sees them.
+OUT, BACK = "out", "back"
+BOTH = (OUT, BACK)
+#: The TUN device of `rvpn.lab.impair` in the router's namespace.
+IMPAIRMENT_DEVICE = "impair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,9 @@ class Topology:
         if self.family not in (4, 6):
             raise ValueError(f"family is 4 or 6, not {self.family}")
         if not (1 <= self.gateways <= MAX_NODES and 1 <= self.targets <= MAX_NODES):
-            raise ValueError(f"one to {MAX_NODES} gateways and targets, not {self.gateways} and {self.targets}")
+            raise ValueError(
+                f"one to {MAX_NODES} gateways and targets, not {self.gateways} and {self.targets}"
+            )
 
     @property
     def gateway_names(self) -> tuple[str, ...]:
@@ -99,7 +107,7 @@ class Topology:
         host = FIRST_GATEWAY + self.gateway_names.index(name)
         return ip_address(f"198.51.100.{host}" if self.family == 4 else f"2001:db8:0:{host}::1")
 
-    def lan_addresses(self, name: str) -> tuple[IPAddress, IPAddress]:
+    def lan_addresses(self, name: str) -> tuple[IPAddress, ...]:
         """Return the IPv4 and IPv6 address on the LAN of a gateway or target."""
         host = 1 + self.target_names.index(name) if name in self.target_names else self._gateway_host(name)
         return ip_address(f"10.0.0.{host}"), ip_address(f"fd00:10::{host}")
@@ -170,9 +178,7 @@ class Topology:
         return ip_network("0.0.0.0/0" if self.family == 4 else "::/0")
 
 
-def route_to_client(gateway: tuple[IPAddress, IPAddress]) -> tuple[Route, Route]:
+def routes_to_client(gateway: tuple[IPAddress, ...]) -> tuple[Route, ...]:
     """Return a target's routes to the client's inner addresses through one gateway's LAN addresses."""
-    four, six = (
-        Route(ip_network(inner), LAN, address) for inner, address in zip(INNER_ADDRESSES, gateway, strict=True)
-    )
-    return four, six
+    pairs = zip(INNER_ADDRESSES, gateway, strict=True)
+    return tuple(Route(ip_network(inner), LAN, address) for inner, address in pairs)

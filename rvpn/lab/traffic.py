@@ -1,66 +1,45 @@
 """
 Traffic for the laboratory: ping, HTTP, TCP and UDP, with checksums at both ends and results as JSON.
 
-    python -m rvpn.lab.traffic serve                 on a target: HTTP on port 80, streams and echo on port 7
     python -m rvpn.lab.traffic ping ADDRESS          ICMP echo, down to an interval of a few milliseconds
     python -m rvpn.lab.traffic fetch ADDRESS         a file over HTTP
     python -m rvpn.lab.traffic stream ADDRESS        random data over TCP, and back with --echo
     python -m rvpn.lab.traffic udp ADDRESS           numbered datagrams, echoed
 
-Each prints one line of JSON and exits with 0 if everything arrived as it was sent, 1 if not, 2 if nothing could be
-measured. Data is a function of its size and seed, so both ends know what it must be. It is meant to run inside a
-node of the laboratory, as its root.
+Each prints one line of JSON and exits with 0 if everything arrived as it was sent, 1 if not, 2 if nothing
+could be measured. Data is made from a seed, so both ends know what it must be; `rvpn.lab.servers` is the
+other end. It is meant to run inside a node of the laboratory, as its root.
 """
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
-import random
 import select
 import socket
 import statistics
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from ipaddress import ip_address
-from socketserver import BaseRequestHandler, ThreadingTCPServer, ThreadingUDPServer
 from struct import Struct
 from typing import Any
 
 from rvpn.interfaces import IPAddress
+from rvpn.lab.payload import BLOCK, ECHO_PORT, HTTP_PORT, STREAM_HEADER, blocks, digest, receive_exactly
 from rvpn.packet import checksum
 
-HTTP_PORT, ECHO_PORT = 80, 7
-READY = "ready"
-_BLOCK = 1 << 16
-#: A stream begins with its size in bytes and whether it is to be sent back.
-_STREAM_HEADER = Struct("!Q?")
-#: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443), then the time it was sent.
-_ECHO, _SENT_AT = Struct("!BBHHH"), Struct("!Q")
+#: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443).
+_ECHO = Struct("!BBHHH")
 _ECHO_TYPES = {4: (8, 0), 6: (128, 129)}
-_DATAGRAM = Struct("!QQ")
+#: What each packet carries: a number that does not wrap, and when it was sent in nanoseconds.
+_STAMP = Struct("!QQ")
 MOST_GAPS = 100
 
 Result = dict[str, Any]
-
-
-def blocks(size: int, seed: int) -> Iterator[bytes]:
-    """Yield `size` bytes of random data, the same for the same seed."""
-    source = random.Random(seed)  # noqa: S311 (test data, not secrets)
-    for start in range(0, size, _BLOCK):
-        yield source.randbytes(min(_BLOCK, size - start))
-
-
-def digest(size: int, seed: int) -> str:
-    """Return the SHA-256 of `blocks(size, seed)` in hexadecimal."""
-    value = hashlib.sha256()
-    for block in blocks(size, seed):
-        value.update(block)
-    return value.hexdigest()
 
 
 # --- Ping ----------------------------------------------------------------------------------------
@@ -71,7 +50,7 @@ class Pinger:
 
     def __init__(self, address: IPAddress, count: int, interval: float, size: int) -> None:
         self._address, self._count, self._interval = address, count, interval
-        self._padding = bytes(max(0, size - _SENT_AT.size))
+        self._padding = bytes(max(0, size - _STAMP.size))
         self._request, self._reply = _ECHO_TYPES[address.version]
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         protocol = socket.IPPROTO_ICMP if address.version == 4 else socket.IPPROTO_ICMPV6
@@ -93,7 +72,7 @@ class Pinger:
         return self._result()
 
     def _send(self, sequence: int) -> None:
-        body = _SENT_AT.pack(time.monotonic_ns()) + self._padding
+        body = _STAMP.pack(sequence, time.monotonic_ns()) + self._padding
         blank = _ECHO.pack(self._request, 0, 0, self._identifier, sequence & 0xFFFF)
         # The kernel completes the checksum of ICMPv6 (RFC 3542 section 3.1).
         value = checksum(blank + body) if self._address.version == 4 else 0
@@ -109,17 +88,19 @@ class Pinger:
                 self._receive()
 
     def _receive(self) -> None:
-        packet, (source, *_) = self._socket.recvfrom(1 << 16)
+        try:
+            packet, (source, *_) = self._socket.recvfrom(1 << 16)
+        except BlockingIOError:
+            return  # the kernel found a wrong checksum only now
         now = time.monotonic_ns()
         if self._address.version == 4:
             packet = packet[(packet[0] & 15) * 4 :]
-        if len(packet) < _ECHO.size + _SENT_AT.size or ip_address(source) != self._address:
+        if len(packet) < _ECHO.size + _STAMP.size or ip_address(source) != self._address:
             return
-        kind, _, _, identifier, sequence = _ECHO.unpack_from(packet)
+        kind, _, _, identifier, _ = _ECHO.unpack_from(packet)
         if kind != self._reply or identifier != self._identifier:
             return
-        (sent,) = _SENT_AT.unpack_from(packet, _ECHO.size)
-        # Sequence numbers wrap: more than 65,536 requests are told apart by the time they carry.
+        sequence, sent = _STAMP.unpack_from(packet, _ECHO.size)
         if sequence in self._times:
             self._duplicates += 1
         else:
@@ -165,15 +146,71 @@ def _summary(seconds: list[float]) -> Result | None:
     return {name: round(value * 1e3, 3) for name, value in figures.items()}
 
 
+# --- UDP -----------------------------------------------------------------------------------------
+
+
+class UDPStream:
+    """Sends numbered datagrams to the echo port at fixed times, and counts what returns in what order."""
+
+    def __init__(self, address: IPAddress, count: int, interval: float, size: int) -> None:
+        self._count, self._interval, self._size = count, interval, size
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.connect((str(address), ECHO_PORT))
+        self._socket.setblocking(False)
+        self._seen: set[int] = set()
+        self._latest = -1
+        self._duplicates = self._reordered = self._send_errors = 0
+
+    def run(self, wait: float) -> Result:
+        """Send, wait at most `wait` seconds for the last datagrams, and return the figures."""
+        start = time.monotonic()
+        for number in range(self._count):
+            self._receive_until(start + number * self._interval)
+            self._send(number)
+        self._receive_until(time.monotonic() + wait)
+        return {
+            "sent": self._count,
+            "received": len(self._seen),
+            "lost": self._count - len(self._seen),
+            "duplicates": self._duplicates,
+            "reordered": self._reordered,
+            "send_errors": self._send_errors,
+        }
+
+    def _send(self, number: int) -> None:
+        try:
+            self._socket.send(_STAMP.pack(number, time.monotonic_ns()).ljust(self._size, b"\0"))
+        except OSError:
+            self._send_errors += 1
+
+    def _receive_until(self, when: float) -> None:
+        while len(self._seen) < self._count and (left := when - time.monotonic()) > 0:
+            if select.select([self._socket], [], [], left)[0]:
+                self._receive()
+
+    def _receive(self) -> None:
+        try:
+            number, _ = _STAMP.unpack_from(self._socket.recv(1 << 16))
+        except OSError:
+            return  # an ICMP error; the datagram counts as lost
+        self._duplicates += number in self._seen
+        self._reordered += number < self._latest
+        self._seen.add(number)
+        self._latest = max(self._latest, number)
+
+
 # --- Clients -------------------------------------------------------------------------------------
 
 
 def fetch(address: IPAddress, size: int, seed: int, timeout: float) -> Result:
     """Fetch a file over HTTP and compare its SHA-256. Raises OSError if the server cannot be reached."""
-    host = f"[{address}]" if address.version == 6 else str(address)
     value, received, start = hashlib.sha256(), 0, time.monotonic()
-    with urllib.request.urlopen(f"http://{host}:{HTTP_PORT}/{size}/{seed}", timeout=timeout) as answer:  # noqa: S310
-        while block := answer.read(_BLOCK):
+    connection = http.client.HTTPConnection(str(address), HTTP_PORT, timeout=timeout)
+    with closing(connection):
+        connection.request("GET", f"/{size}/{seed}")
+        answer = connection.getresponse()
+        while block := answer.read(BLOCK):
             value.update(block)
             received += len(block)
     elapsed = time.monotonic() - start
@@ -182,7 +219,8 @@ def fetch(address: IPAddress, size: int, seed: int, timeout: float) -> Result:
 
 def stream(address: IPAddress, size: int, seed: int, timeout: float, echo: bool) -> Result:
     """
-    Send random data over TCP; the server answers with the SHA-256 of what it got, after the data itself if `echo`.
+    Send random data over TCP; the server answers with the SHA-256 of what it got, after the data itself if
+    `echo`.
 
     Raises OSError if the connection fails.
     """
@@ -191,10 +229,10 @@ def stream(address: IPAddress, size: int, seed: int, timeout: float, echo: bool)
         sender = threading.Thread(target=_send_stream, args=(connection, size, seed, echo), daemon=True)
         sender.start()
         echoed, left = hashlib.sha256(), size if echo else 0
-        while left and (block := connection.recv(min(_BLOCK, left))):
+        while left and (block := connection.recv(min(BLOCK, left))):
             echoed.update(block)
             left -= len(block)
-        answer = _receive_exactly(connection, echoed.digest_size)
+        answer = receive_exactly(connection, echoed.digest_size)
         sender.join(timeout)
     elapsed, expected = time.monotonic() - start, digest(size, seed)
     result = _transfer(size, elapsed, answer.hex(), expected)
@@ -206,18 +244,11 @@ def stream(address: IPAddress, size: int, seed: int, timeout: float, echo: bool)
 
 def _send_stream(connection: socket.socket, size: int, seed: int, echo: bool) -> None:
     try:
-        connection.sendall(_STREAM_HEADER.pack(size, echo))
+        connection.sendall(STREAM_HEADER.pack(size, echo))
         for block in blocks(size, seed):
             connection.sendall(block)
     except OSError:
         return  # the receiving side sees the connection fail and reports it
-
-
-def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (part := connection.recv(size - len(data))):
-        data += part
-    return data
 
 
 def _transfer(size: int, elapsed: float, found: str, expected: str) -> Result:
@@ -232,123 +263,17 @@ def _transfer(size: int, elapsed: float, found: str, expected: str) -> Result:
     }
 
 
-def udp(address: IPAddress, count: int, interval: float, size: int, wait: float) -> Result:
-    """Send numbered datagrams to the echo port and count what returns, how often and in what order."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    seen: set[int] = set()
-    duplicates = reordered = send_errors = 0
-    latest = -1
-    with socket.socket(family, socket.SOCK_DGRAM) as connection:
-        connection.connect((str(address), ECHO_PORT))
-        connection.setblocking(False)
-        start = time.monotonic()
-        for number in range(count + 1):
-            # After the last datagram, wait for those on their way.
-            when = start + number * interval if number < count else time.monotonic() + wait
-            while len(seen) < count and (left := when - time.monotonic()) > 0:
-                if not select.select([connection], [], [], left)[0]:
-                    continue
-                try:
-                    got, _ = _DATAGRAM.unpack_from(connection.recv(1 << 16))
-                except OSError:
-                    continue
-                duplicates += got in seen
-                reordered += got < latest
-                seen.add(got)
-                latest = max(latest, got)
-            if number < count:
-                try:
-                    connection.send(_DATAGRAM.pack(number, time.monotonic_ns()).ljust(size, b"\0"))
-                except OSError:
-                    send_errors += 1
-    counts = {"sent": count, "received": len(seen), "lost": count - len(seen), "duplicates": duplicates}
-    return counts | {"reordered": reordered, "send_errors": send_errors}
-
-
-# --- Server --------------------------------------------------------------------------------------
-
-
-class _Files(BaseHTTPRequestHandler):
-    """GET /SIZE/SEED returns that much of that data."""
-
-    def do_GET(self) -> None:
-        """Answer one request."""
-        try:
-            size, seed = map(int, self.path.strip("/").split("/"))
-        except ValueError:
-            self.send_error(404, "expected /SIZE/SEED")
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(size))
-        self.end_headers()
-        for block in blocks(size, seed):
-            self.wfile.write(block)
-
-    def log_message(self, *_arguments: object) -> None:
-        """Write no log."""
-
-
-class _Stream(BaseRequestHandler):
-    """One TCP stream of `stream`."""
-
-    def handle(self) -> None:
-        """Hash what arrives, send it back if that was asked for, then the hash."""
-        left, echo = _STREAM_HEADER.unpack(_receive_exactly(self.request, _STREAM_HEADER.size))
-        value = hashlib.sha256()
-        while left and (block := self.request.recv(min(_BLOCK, left))):
-            value.update(block)
-            left -= len(block)
-            if echo:
-                self.request.sendall(block)
-        self.request.sendall(value.digest())
-
-
-class _Echo(BaseRequestHandler):
-    """One UDP datagram."""
-
-    def handle(self) -> None:
-        """Send it back."""
-        datagram, connection = self.request
-        connection.sendto(datagram, self.client_address)
-
-
-class _HTTPServer(ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-class _StreamServer(ThreadingTCPServer):
-    address_family = socket.AF_INET6
-    allow_reuse_address = daemon_threads = True
-
-
-class _EchoServer(ThreadingUDPServer):
-    address_family = socket.AF_INET6
-    daemon_threads = True
-
-
-def serve() -> None:
-    """Serve HTTP, streams and echo on all addresses, IPv4 ones too, until killed; says when it is ready."""
-    anywhere = "::"  # a namespace of the laboratory has no other network
-    servers = (
-        _HTTPServer((anywhere, HTTP_PORT), _Files),
-        _StreamServer((anywhere, ECHO_PORT), _Stream),
-        _EchoServer((anywhere, ECHO_PORT), _Echo),
-    )
-    for server in servers[1:]:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    sys.stdout.write(READY + "\n")
-    sys.stdout.flush()
-    servers[0].serve_forever()
-
-
 # --- Command line --------------------------------------------------------------------------------
 
 
+_PROBES: dict[str, type[Pinger] | type[UDPStream]] = {"ping": Pinger, "udp": UDPStream}
+
+
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rvpn.lab.traffic", description="Traffic for the laboratory.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rvpn.lab.traffic", description="Traffic for the laboratory."
+    )
     tools = parser.add_subparsers(dest="tool", required=True)
-    tools.add_parser("serve", help="serve HTTP on port 80, TCP streams and UDP echo on port 7")
     for name, help_text in (("ping", "ICMP echo"), ("udp", "numbered datagrams, echoed")):
         tool = tools.add_parser(name, help=help_text)
         tool.add_argument("address", type=ip_address)
@@ -369,12 +294,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(chosen: argparse.Namespace) -> tuple[Result, bool]:
     """Run the chosen tool; return its figures and whether everything arrived."""
-    if chosen.tool == "ping":
-        pinger = Pinger(chosen.address, chosen.count, chosen.interval, chosen.size)
-        result = pinger.run(chosen.wait)
-        return result, result["lost"] == 0
-    if chosen.tool == "udp":
-        result = udp(chosen.address, chosen.count, chosen.interval, chosen.size, chosen.wait)
+    if chosen.tool in _PROBES:
+        probe = _PROBES[chosen.tool](chosen.address, chosen.count, chosen.interval, chosen.size)
+        result = probe.run(chosen.wait)
         return result, result["lost"] == 0
     if chosen.tool == "fetch":
         result = fetch(chosen.address, chosen.size, chosen.seed, chosen.timeout)
@@ -386,8 +308,6 @@ def _measure(chosen: argparse.Namespace) -> tuple[Result, bool]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run one tool; return its exit code."""
     chosen = _arguments(words)
-    if chosen.tool == "serve":
-        serve()
     try:
         result, complete = _measure(chosen)
     except OSError as error:

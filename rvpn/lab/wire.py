@@ -1,12 +1,15 @@
 """
-Messages between the laboratory's processes: one JSON object in one packet of a Unix socket, descriptors beside it.
+Messages between the laboratory's processes: one JSON object in one packet of a Unix socket, descriptors
+beside it.
 
-Sockets are SOCK_SEQPACKET in a directory of mode 0700, so a message is whole or absent and its sender is ours.
+Sockets are SOCK_SEQPACKET in a directory of mode 0700, so a message is whole or absent and its sender is
+ours.
 """
 
 import json
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,12 @@ def receive(connection: socket.socket) -> tuple[Message, list[int]]:
     return message, descriptors
 
 
+def say_ready() -> None:
+    """Tell whoever started this process, and waits for a line on its standard output, that it is ready."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+
+
 def ask(path: Path, message: Message, timeout: float = 10.0) -> Message:
     """Send one message to the process at `path` and return its answer. Raises `LocalError` for a refusal."""
     try:
@@ -68,7 +77,7 @@ def ask(path: Path, message: Message, timeout: float = 10.0) -> Message:
             send(connection, message)
             answer, _ = receive(connection)
     except (OSError, EOFError) as error:
-        raise LocalError(f"{path}: no answer: {error or 'the connection was closed'}") from None
+        raise LocalError(f"{path}: no answer: {str(error) or 'the connection was closed'}") from None
     if "error" in answer:
         raise LocalError(str(answer["error"]))
     return answer

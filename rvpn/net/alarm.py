@@ -7,7 +7,7 @@ A timerfd on CLOCK_BOOTTIME is readable when its time has come, so the reactor s
 """
 
 import ctypes
-import errno
+import math
 import os
 import time
 from collections.abc import Callable
@@ -53,11 +53,11 @@ class Alarm:
 
     def set(self, when: float | None) -> None:
         """Ring at `when` on the clock of `now`, instead of when it would have; None: not at all."""
-        if when == self._when:
+        if when == self._when or self._descriptor < 0:
             return
         self._when = when
-        # A time of 0 would disarm it; one that has passed rings at once.
-        nanoseconds = 0 if when is None else max(1, int(when * _NANOSECONDS))
+        # A time of 0 would disarm it; one that has passed rings at once. Rounded up, it never rings early.
+        nanoseconds = 0 if when is None else max(1, math.ceil(when * _NANOSECONDS))
         spec = _TimerSpec(value=_TimeSpec(*divmod(nanoseconds, _NANOSECONDS)))
         if _libc.timerfd_settime(self._descriptor, _ABSOLUTE, ctypes.byref(spec), None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
@@ -73,15 +73,13 @@ class Alarm:
         """Ring, unless the time was put off meanwhile."""
         try:
             os.read(self._descriptor, 8)
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
-                return
-            raise
+        except BlockingIOError:
+            return
         self._when = None
         try:
             self._ring()
         except Exception:
-            _log.failure("what was due could not be done")
+            _log.failure("What was due could not be done")
 
     def connectionLost(self, reason: Failure) -> None:
         """Close: the reactor is about to end."""

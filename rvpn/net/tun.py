@@ -165,9 +165,9 @@ class TunPort:
             _log.failure("A packet from {device} could not be handled", device=self.name)
 
     def connectionLost(self, reason: Failure) -> None:
-        """End, for the device is gone: the reactor says so (somebody removed it) or a read failed."""
+        """End, for the device is gone. The reactor's reason is that of a stream's end and says nothing."""
         self.close()
-        self._receiver.deviceLost(reason)
+        self._receiver.deviceLost(Failure(LocalError(f"somebody removed the TUN device {self.name}")))
 
     def fileno(self) -> int:
         """Return the descriptor for the reactor."""

@@ -1,0 +1,256 @@
+"""
+`rvpn lab`: the laboratory from the command line, one at a time for each user.
+
+    up, down, status, exec, follow       its life, and commands in its nodes
+    fault, impair                        what goes wrong
+    demo                                 the demonstration
+
+Its files and the socket of its holder are in a directory of mode 0700, which all these commands share.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rvpn.cli.subcommand import Subparsers
+from rvpn.errors import LocalError
+from rvpn.lab import faults, services
+from rvpn.lab.demo import demonstrate
+from rvpn.lab.impairment import Impairment
+from rvpn.lab.lab import Lab, default_directory, fresh_directory
+from rvpn.lab.report import say, table
+from rvpn.lab.topology import BACK, BOTH, INNER_ADDRESSES, OUT, Topology
+
+_DIRECTIONS = {OUT: (OUT,), BACK: (BACK,), "both": BOTH}
+_INTERRUPT_TIME = 5.0
+
+
+def register(commands: Subparsers) -> None:
+    """Add `lab` and its subcommands."""
+    lab = commands.add_parser(
+        "lab",
+        help="the patent's Fig. 2 on this machine: real services, faults, bad networks",
+        description="Build a client, gateways and targets out of network namespaces on this machine, run the "
+        "real services there, and break things. Needs root or user namespaces, and /dev/net/tun; has no way "
+        "to the real network.",
+    )
+    parsers = lab.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _register_life(parsers)
+    _register_trouble(parsers)
+    demo = parsers.add_parser(
+        "demo",
+        help="show that it works: real traffic through the tunnel, counted on the wire",
+        description="Start the lab, ping each target, fetch files and run TCP streams, and show from "
+        "captures that the outside saw only ciphertext. Exits with 0 if all of it worked.",
+    )
+    _add_family(demo)
+    demo.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
+    demo.set_defaults(run=lambda options: demonstrate(options.family, options.keep))
+
+
+def _register_life(parsers: Subparsers) -> None:
+    up = parsers.add_parser("up", help="build the lab, start the services, leave it running")
+    _add_family(up)
+    up.add_argument("--gateways", type=int, default=3, metavar="N", help="how many (default: 3)")
+    up.add_argument("--targets", type=int, default=3, metavar="N", help="how many (default: 3)")
+    up.add_argument("--bare", action="store_true", help="the network alone, without services")
+    up.set_defaults(run=_up)
+    down = parsers.add_parser("down", help="end the lab and everything in it")
+    down.set_defaults(run=_down)
+    status = parsers.add_parser("status", help="show nodes, addresses, services and faults")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    status.set_defaults(run=_status)
+    execute = parsers.add_parser(
+        "exec",
+        help="run a command in a node",
+        description="Run a command in a node, as its root; the exit code is the command's.",
+    )
+    execute.add_argument("node", help="client, router, lan, gateway1, target1, ...")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments")
+    execute.set_defaults(run=_exec)
+    follow = parsers.add_parser(
+        "follow",
+        help="route the targets' answers through the gateway in use",
+        description="Route the client's inner addresses on the targets through the gateway that the client "
+        "uses now. `up` does it once; after a failover it is to be done again.",
+    )
+    follow.set_defaults(run=_follow)
+
+
+def _register_trouble(parsers: Subparsers) -> None:
+    fault = parsers.add_parser(
+        "fault",
+        help="break a gateway, its links or its path, or mend it",
+        description="Break something of one gateway, or mend it:\n\n" + table(_fault_rows()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    fault.add_argument("fault", choices=faults.FAULTS, metavar="FAULT", help="one of the above")
+    fault.add_argument("gateway", help="gateway1, gateway2, ...")
+    fault.set_defaults(run=_fault)
+    impair = parsers.add_parser(
+        "impair",
+        help="make paths slow, lossy, narrow, or put the client behind a NAT",
+        description="Impair the paths between client and gateways. What is set replaces what was set before "
+        "for these paths and directions.",
+    )
+    impair.add_argument("--delay", type=float, default=0.0, metavar="MS", help="one way, in milliseconds")
+    impair.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="so much more at most")
+    for name in ("loss", "reorder", "duplicate"):
+        impair.add_argument(
+            f"--{name}", type=float, default=0.0, metavar="PERCENT", help=f"{name} in percent"
+        )
+    impair.add_argument("--direction", choices=_DIRECTIONS, default="both", help="seen from the client")
+    impair.add_argument(
+        "--gateway", action="append", metavar="NAME", help="only this one's path; may be repeated"
+    )
+    impair.add_argument("--seed", type=int, default=1, help="of the random numbers (default: 1)")
+    impair.add_argument("--mtu", type=int, metavar="BYTES", help="the largest packet that passes")
+    impair.add_argument(
+        "--nat", action="store_true", help="client behind a NAT; again: other address and ports"
+    )
+    impair.add_argument("--clear", action="store_true", help="undo everything")
+    impair.set_defaults(run=_impair)
+
+
+def _add_family(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--family",
+        type=int,
+        choices=(4, 6),
+        default=4,
+        help="IP version outside (default: 4); inside are both",
+    )
+
+
+def _fault_rows() -> Iterator[Sequence[str]]:
+    for name, fault in faults.FAULTS.items():
+        yield "", name, fault.words, f"undone by {fault.undo}" if fault.undo else ""
+
+
+# --- Its life ------------------------------------------------------------------------------------
+
+
+def _up(options: argparse.Namespace) -> int:
+    try:
+        topology = Topology(options.family, options.gateways, options.targets)
+    except ValueError as error:
+        raise LocalError(str(error)) from None
+    lab = Lab.start(topology, fresh_directory(), detached=True)
+    try:
+        if not options.bare:
+            services.configure(lab)
+            gateway = services.start_all(lab)
+            lab.serve_targets()
+            say(f"The client has a session with {gateway}.")
+    except BaseException:
+        lab.close()
+        raise
+    say(f"The lab is up; its files are in {lab.directory}. `rvpn lab down` ends it.")
+    return 0
+
+
+def _down(_options: argparse.Namespace) -> int:
+    _attach().close()
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    lab = _attach()
+    status = lab.status()
+    status["impairment"] = faults.impairment_status(lab)
+    if options.json:
+        say(json.dumps(status))
+        return 0
+    processes = status["processes"]
+    say(f"Fig. 2, IPv{lab.topology.family} outside; files in {lab.directory}")
+    say(table(_node_rows(lab, processes)))
+    for name, value in status["network"].items():
+        if value:
+            say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+    if status["impairment"]:
+        say(f"impairment: {json.dumps(status['impairment'])}")
+    return 0
+
+
+def _node_rows(lab: Lab, processes: dict[str, dict[str, object]]) -> Iterator[Sequence[object]]:
+    def state(name: str) -> object:
+        return processes[name]["state"] if name in processes else "-"
+
+    topology = lab.topology
+    yield "NODE", "PROCESS", "OUTSIDE", "LAN OR INNER"
+    yield "client", state("client"), topology.client_address, _words(INNER_ADDRESSES)
+    for name in topology.gateway_names:
+        yield name, state(name), topology.gateway_address(name), _words(topology.lan_addresses(name))
+    for name in topology.target_names:
+        yield name, state(f"{name}-server"), "", _words(topology.lan_addresses(name))
+
+
+def _words(things: Sequence[object]) -> str:
+    return " ".join(map(str, things))
+
+
+def _exec(options: argparse.Namespace) -> int:
+    if not options.argv:
+        raise LocalError("expected a command to run in the node")
+    files = (sys.stdin.fileno(), sys.stdout.fileno(), sys.stderr.fileno())
+    with _attach().spawn(options.node, options.argv, files, cwd=str(Path.cwd()), env=os.environ) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # The command is in a session of its own, so that the terminal's signal did not reach it.
+            process.signal(signal.SIGINT)
+            code = process.wait(_INTERRUPT_TIME)
+    return code if code >= 0 else 128 - code
+
+
+def _follow(_options: argparse.Namespace) -> int:
+    say(f"The targets answer through {services.follow(_attach())}.")
+    return 0
+
+
+# --- What goes wrong -----------------------------------------------------------------------------
+
+
+def _fault(options: argparse.Namespace) -> int:
+    lab = _attach()
+    _check_gateways(lab, [options.gateway])
+    faults.FAULTS[options.fault].inflict(lab, options.gateway)
+    return 0
+
+
+def _impair(options: argparse.Namespace) -> int:
+    lab = _attach()
+    _check_gateways(lab, options.gateway or ())
+    if options.clear:
+        faults.clear(lab)
+    try:
+        impairment = Impairment(
+            options.delay / 1000,
+            options.jitter / 1000,
+            options.loss / 100,
+            options.reorder / 100,
+            options.duplicate / 100,
+        )
+    except ValueError as error:
+        raise LocalError(str(error)) from None
+    if impairment != Impairment() or not (options.clear or options.nat or options.mtu):
+        faults.impair(lab, impairment, options.gateway, _DIRECTIONS[options.direction], options.seed)
+    if options.mtu:
+        faults.set_mtu(lab, options.mtu, options.gateway)
+    if options.nat:
+        say(f"The client's public address is {faults.rebind(lab, options.seed)}.")
+    return 0
+
+
+def _attach() -> Lab:
+    return Lab.attach(default_directory())
+
+
+def _check_gateways(lab: Lab, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in lab.topology.gateway_names:
+            raise LocalError(f"no gateway {name}; the gateways are {', '.join(lab.topology.gateway_names)}")

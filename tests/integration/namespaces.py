@@ -1,0 +1,86 @@
+"""
+Network namespaces for tests: made by the test, gone with it, and without a way to the real network.
+
+The test itself runs in the first one, `NamespaceTestCase.here`. Where the machine cannot do this, every
+test of such a class is skipped, with the reason.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from twisted.trial.unittest import TestCase
+
+from rvpn.lab.namespaces import inside, new_network
+
+
+class Namespace:
+    """A network namespace with its loopback up, for as long as `case` runs."""
+
+    def __init__(self, case: TestCase) -> None:
+        self.descriptor = new_network()
+        case.addCleanup(os.close, self.descriptor)
+        with self.kernel() as kernel:
+            kernel.link("set", index=1, state="up")
+        # No duplicates to look for, which would keep new links silent for two seconds.
+        self.sysctl("ipv6/conf/default/accept_dad", "0")
+        self.sysctl("ipv6/conf/default/dad_transmits", "0")
+
+    @contextmanager
+    def kernel(self) -> Iterator[Any]:
+        """Enter the namespace, with a netlink socket."""
+        with inside(self.descriptor), IPRoute() as kernel:
+            yield kernel
+
+    def connect(self, name: str, other: "Namespace", other_name: str, mtu: int = 1500) -> None:
+        """Join the two by a cable between these interfaces, both up."""
+        with self.kernel() as kernel:
+            kernel.link(
+                "add", ifname=name, kind="veth", peer={"ifname": other_name, "net_ns_fd": other.descriptor}
+            )
+        for end, interface in (self, name), (other, other_name):
+            with end.kernel() as kernel:
+                kernel.link("set", ifname=interface, mtu=mtu, state="up")
+
+    def address(self, interface: str, *addresses: str) -> None:
+        """Give the interface addresses in CIDR, usable at once."""
+        with self.kernel() as kernel:
+            (index,) = kernel.link_lookup(ifname=interface)
+            for address in addresses:
+                kernel.addr("add", index=index, address=address, flags=0x02)  # IFA_F_NODAD
+
+    def route(self, destination: str, gateway: str) -> None:
+        """Add a route to a network in CIDR."""
+        with self.kernel() as kernel:
+            kernel.route("add", dst=destination, gateway=gateway)
+
+    def sysctl(self, path: str, value: str) -> None:
+        """Set a kernel parameter, named by its path below /proc/sys/net."""
+        with inside(self.descriptor):
+            (Path("/proc/sys/net") / path).write_text(value)
+
+
+def _obstacle() -> str | None:
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "/dev/net/tun cannot be opened"
+    try:
+        os.close(new_network())
+    except OSError as error:
+        return f"network namespaces take root (or `unshare -rn`): {error.strerror}"
+    return None
+
+
+class NamespaceTestCase(TestCase):
+    """A test that runs in a network namespace of its own, `here`."""
+
+    skip = _obstacle()
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.here = Namespace(self)
+        entered = inside(self.here.descriptor)
+        entered.__enter__()
+        self.addCleanup(entered.__exit__, None, None, None)

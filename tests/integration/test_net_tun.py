@@ -1,0 +1,190 @@
+"""A real TUN device in a network namespace: packets to and from the kernel, and how the device ends."""
+
+import socket
+import struct
+from ipaddress import ip_address
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from rvpn.errors import LocalError
+from rvpn.net.netlink import Netlink, Route
+from rvpn.net.tun import READS_PER_WAKEUP, TunPort
+from tests.integration.namespaces import NamespaceTestCase
+
+ECHO = struct.Struct("!BBHHH")
+MAIN_TABLE = 254
+
+
+def echo_answer(packet: memoryview) -> bytes:
+    """Answer an ICMP or ICMPv6 echo request; one's complement sums do not care about swapped addresses."""
+    answer = bytearray(packet)
+    size, start, header = (4, 12, 20) if packet[0] >> 4 == 4 else (16, 8, 40)
+    answer[start : start + size], answer[start + size : start + 2 * size] = (
+        packet[start + size : start + 2 * size],
+        packet[start : start + size],
+    )
+    kind, code, checksum, identifier, sequence = ECHO.unpack_from(packet, header)
+    reply = 0 if kind == 8 else 129
+    checksum = (checksum + ((kind - reply) << 8)) % 0xFFFF
+    ECHO.pack_into(answer, header, reply, code, checksum, identifier, sequence)
+    return bytes(answer)
+
+
+class Echo:
+    """Answers pings, and remembers every packet and the loss of the device."""
+
+    port: TunPort
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.lost: Deferred[None] = Deferred()
+        self.failing = False
+
+    def packetReceived(self, packet: memoryview) -> None:
+        """Answer a packet that is a ping."""
+        self.received.append(bytes(packet))
+        if self.failing:
+            raise RuntimeError("not today")
+        self.port.write(echo_answer(packet))
+
+    def deviceLost(self, reason: Failure) -> None:
+        """Remember it."""
+        self.lost.errback(reason)
+
+
+class TunPortTests(NamespaceTestCase):
+    """The device `rvpn0` with 10.0.0.1 and fd00::1, and all of 10.9.0.0/16 and fd09::/16 behind it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.echo = Echo()
+        self.port = self.echo.port = TunPort("rvpn0", self.echo, reactor)
+        self.addCleanup(self.port.close)
+        self.netlink = Netlink()
+        self.addCleanup(self.netlink.close)
+        self.netlink.bring_up(self.port.index, 1400)
+        for address in "10.0.0.1", "fd00::1":
+            self.netlink.add_address(self.port.index, ip_address(address))
+        for network in "10.9.0.0/16", "fd09::/16":
+            self.netlink.add_route(Route(network, MAIN_TABLE, "unicast", 9, self.port.index))
+
+    def ping(self, address: str) -> socket.socket:
+        """Send one ping to `address` and return the socket that gets the answer."""
+        version6 = ":" in address
+        family = socket.AF_INET6 if version6 else socket.AF_INET
+        protocol = socket.IPPROTO_ICMPV6 if version6 else socket.IPPROTO_ICMP
+        kind = 128 if version6 else 8
+        checksum = 0xFFFF - ((kind << 8) + 77 + 1)  # ICMPv6: the kernel overwrites it
+        ping = socket.socket(family, socket.SOCK_RAW, protocol)
+        self.addCleanup(ping.close)
+        ping.setblocking(False)
+        ping.sendto(ECHO.pack(kind, 0, checksum, 77, 1), (address, 0))
+        return ping
+
+    async def answered(self, address: str) -> tuple[int, int]:
+        """Ping `address` until it answers; return the identifier and sequence number of the answer."""
+        for _ in range(100):
+            # Again and again: the kernel needs a moment to receive for a new IPv6 address.
+            ping = self.ping(address)
+            await deferLater(reactor, 0.01)
+            while True:
+                try:
+                    answer = ping.recv(1500)
+                except BlockingIOError:
+                    break
+                kind, _, _, identifier, sequence = ECHO.unpack_from(answer, 0 if ":" in address else 20)
+                if kind in (0, 129):
+                    return identifier, sequence
+        raise AssertionError(f"{address} did not answer")
+
+    async def test_ping(self) -> None:
+        """A ping of the kernel reaches the receiver, and its answer the socket that asked."""
+        self.port.startReading()
+        self.assertEqual(await self.answered("10.9.0.9"), (77, 1))
+
+    async def test_ping_ipv6(self) -> None:
+        """IPv6 goes the same way."""
+        self.port.startReading()
+        self.assertEqual(await self.answered("fd09::9"), (77, 1))
+
+    async def test_failing_receiver(self) -> None:
+        """An exception in the receiver is logged, and the next packet is still delivered."""
+        self.port.startReading()
+        self.echo.failing = True
+        self.ping("10.9.0.9")
+        await deferLater(reactor, 0.02)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), len(self.echo.received))
+        self.echo.failing = False
+        await self.answered("10.9.0.9")
+
+    def test_bounded_reading(self) -> None:
+        """One wake-up reads a bounded number of packets; the rest waits for the next."""
+        self.port.startReading()
+        for _ in range(READS_PER_WAKEUP + 4):
+            self.ping("10.9.0.9")
+        self.port.doRead()
+        self.assertEqual(len(self.echo.received), READS_PER_WAKEUP)
+        self.port.doRead()
+        self.assertGreaterEqual(len(self.echo.received), READS_PER_WAKEUP + 4)
+
+    async def test_stopped_reading(self) -> None:
+        """After `stopReading` packets wait in the kernel, and `startReading` brings them."""
+        self.port.startReading()
+        self.port.stopReading()
+        self.ping("10.9.0.9")
+        await deferLater(reactor, 0.02)
+        self.assertEqual(self.echo.received, [])
+        self.port.startReading()
+        await self.answered("10.9.0.9")
+
+    async def test_device_removed(self) -> None:
+        """Whoever deletes the device ends the port, and the receiver is told once."""
+        self.port.startReading()
+        with self.here.kernel() as kernel:
+            kernel.link("del", index=self.port.index)
+        await self.assertFailure(self.echo.lost, LocalError)
+        self.assertEqual(self.port.fileno(), -1)
+        self.assertFalse(self.port.write(b"\x45"))
+
+    def test_link_down(self) -> None:
+        """While the link is down a write says so by its result, and works again afterwards."""
+        packet = bytes.fromhex("4500001c00000000400100000a0900090a000001") + bytes(8)
+        with self.here.kernel() as kernel:
+            kernel.link("set", index=self.port.index, state="down")
+        self.assertFalse(self.port.write(packet))
+        self.netlink.bring_up(self.port.index, 1400)
+        self.assertTrue(self.port.write(packet))
+
+    def test_not_a_packet(self) -> None:
+        """The kernel refuses what is no IP packet, and that raises nothing."""
+        self.assertFalse(self.port.write(b"\xff" * 40))
+
+    def test_closed(self) -> None:
+        """`close` removes the device from the kernel, tells nobody, and may come twice."""
+        self.port.startReading()
+        self.port.close()
+        self.port.close()
+        self.assertRaises(OSError, socket.if_nametoindex, "rvpn0")
+        self.assertFalse(self.echo.lost.called)
+
+    def test_name_in_use(self) -> None:
+        """A device of that name is left alone, and one line says so."""
+        error = self.assertRaises(LocalError, TunPort, "rvpn0", self.echo, reactor)
+        self.assertIn("rvpn0: a device of that name exists", str(error))
+        self.assertNotIn("\n", str(error))
+
+    def test_impossible_names(self) -> None:
+        """A name that no interface can have is refused, not cut."""
+        for name in "a" * 16, "a/b", "a b":
+            self.assertRaises(LocalError, TunPort, name, self.echo, reactor)
+
+    def test_receiver_that_closes(self) -> None:
+        """A receiver may close the port while it reads."""
+        self.port.startReading()
+        self.echo.packetReceived = lambda packet: self.port.close()  # type: ignore[method-assign]
+        self.ping("10.9.0.9")
+        self.port.doRead()
+        self.assertEqual(self.port.fileno(), -1)

@@ -1,0 +1,345 @@
+"""Real UDP sockets in network namespaces: addresses, ICMP errors, path MTU, and how failures are told."""
+
+import errno
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path as FilePath
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from rvpn.errors import LocalError
+from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path
+from rvpn.lab.namespaces import inside
+from rvpn.net import udp
+from rvpn.net.udp import READS_PER_WAKEUP, UDPPort, UDPPorts
+from rvpn.net.udpsocket import PathError
+from tests.integration.namespaces import Namespace, NamespaceTestCase
+
+ANY4, ANY6, LOCAL4, LOCAL6 = map(ip_address, ("0.0.0.0", "::", "127.0.0.1", "::1"))
+
+
+class Recorder:
+    """Remembers what it receives."""
+
+    def __init__(self) -> None:
+        self.datagrams: list[tuple[bytes, Path | None]] = []
+        self.errors: list[PathError] = []
+        self.failing = False
+
+    def batchReceived(self, batch: DatagramBatch) -> None:
+        """Remember the datagram and its path."""
+        assert (batch.count, batch.size) == (1, batch.length)
+        self.datagrams.append((bytes(batch.view[: batch.length]), batch.path))
+        if self.failing:
+            raise RuntimeError("not today")
+
+    def pathErrorReceived(self, error: PathError) -> None:
+        """Remember the error."""
+        self.errors.append(error)
+        if self.failing:
+            raise RuntimeError("not today either")
+
+
+class UDPTestCase(NamespaceTestCase):
+    """Ports and peers that are closed when the test ends."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.recorder = Recorder()
+        self.batch = DatagramBatch(1 << 16)
+
+    def port(
+        self, address: IPAddress, number: int = 0, reading: bool = True, mark: int | None = None
+    ) -> UDPPort:
+        """Open a port of the recorder."""
+        port = UDPPort(address, number, self.recorder, reactor, self.batch, mark)
+        self.addCleanup(port.close)
+        if reading:
+            port.startReading()
+        return port
+
+    def peer(self, address: IPAddress, number: int = 0) -> socket.socket:
+        """Open a plain socket."""
+        peer = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+        self.addCleanup(peer.close)
+        peer.bind((str(address), number))
+        peer.settimeout(2)
+        return peer
+
+    def closed_endpoint(self, address: IPAddress) -> Endpoint:
+        """Return an endpoint at which nobody listens."""
+        peer = self.peer(address)
+        endpoint = endpoint_of(peer)
+        peer.close()
+        return endpoint
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let the reactor run until the condition holds."""
+        for _ in range(200):
+            if condition():
+                return
+            await deferLater(reactor, 0.01)
+        raise AssertionError("it did not happen")
+
+
+def endpoint_of(peer: socket.socket) -> Endpoint:
+    """Return the endpoint of a bound socket."""
+    address, number = peer.getsockname()[:2]
+    return Endpoint(ip_address(address), number)
+
+
+def batch_of(path: Path, *datagrams: bytes) -> DatagramBatch:
+    """Return a batch to send."""
+    batch = DatagramBatch(1 << 16)
+    batch.path = path
+    batch.size, batch.count = len(datagrams[0]), len(datagrams)
+    content = b"".join(datagrams)
+    batch.length = len(content)
+    batch.buffer[: batch.length] = content
+    return batch
+
+
+class UDPPortTests(UDPTestCase):
+    """One port on the loopback interface."""
+
+    async def answered_from(self, anywhere: IPAddress, spoken_to: IPAddress, peer_address: IPAddress) -> None:
+        port = self.port(anywhere)
+        peer = self.peer(peer_address)
+        peer.sendto(b"question", (str(spoken_to), port.port))
+        await self.until(lambda: self.recorder.datagrams)
+        ((datagram, path),) = self.recorder.datagrams
+        self.assertEqual((datagram, path), (b"question", Path(endpoint_of(peer), spoken_to)))
+        assert path is not None
+        self.assertTrue(port.send(batch_of(path, b"answer")))
+        answer, source = peer.recvfrom(100)
+        self.assertEqual((answer, source[0]), (b"answer", str(spoken_to)))
+
+    async def test_answers_from_the_address_spoken_to(self) -> None:
+        """On a host with several addresses a peer gets its answer from the one that it asked."""
+        await self.answered_from(ANY4, ip_address("127.9.9.9"), LOCAL4)
+
+    async def test_answers_from_the_address_spoken_to_ipv6(self) -> None:
+        """So over IPv6."""
+        self.here.address("lo", "fd00::9/128")
+        await self.answered_from(ANY6, ip_address("fd00::9"), LOCAL6)
+
+    async def survives_port_unreachable(self, address: IPAddress) -> None:
+        port, peer = self.port(address), self.peer(address)
+        nobody = self.closed_endpoint(address)
+        self.assertTrue(port.sendDatagram(b"to nobody", Path(nobody)))
+        await self.until(lambda: self.recorder.errors)
+        (error,) = self.recorder.errors
+        self.assertEqual(error, PathError(nobody, errno.ECONNREFUSED, address, None, b"to nobody"))
+        peer.sendto(b"still there?", (str(address), port.port))
+        await self.until(lambda: self.recorder.datagrams)
+        self.assertTrue(port.sendDatagram(b"yes", Path(endpoint_of(peer))))
+        self.assertEqual(peer.recv(100), b"yes")
+
+    async def test_port_unreachable(self) -> None:
+        """An ICMP error is told with all it says, and ends neither reading nor sending."""
+        await self.survives_port_unreachable(LOCAL4)
+
+    async def test_port_unreachable_ipv6(self) -> None:
+        """So over IPv6."""
+        await self.survives_port_unreachable(LOCAL6)
+
+    async def test_flood_of_errors(self) -> None:
+        """More errors than one wake-up reads are all told, and datagrams among them arrive."""
+        port, peer = self.port(LOCAL4), self.peer(LOCAL4)
+        nobody = Path(self.closed_endpoint(LOCAL4))
+        for number in range(3 * READS_PER_WAKEUP):
+            port.sendDatagram(b"%d" % number, nobody)
+            peer.sendto(b"%d" % number, ("127.0.0.1", port.port))
+        await self.until(lambda: len(self.recorder.errors) == 3 * READS_PER_WAKEUP)
+        await self.until(lambda: len(self.recorder.datagrams) == 3 * READS_PER_WAKEUP)
+
+    def test_pending_error_does_not_hit_another_peer(self) -> None:
+        """A datagram goes out although the kernel holds an error about an earlier one for the next call."""
+        port, peer = self.port(LOCAL4, reading=False), self.peer(LOCAL4)
+        port.sendDatagram(b"to nobody", Path(self.closed_endpoint(LOCAL4)))
+        self.assertTrue(port.sendDatagram(b"to somebody", Path(endpoint_of(peer))))
+        self.assertEqual(peer.recv(100), b"to somebody")
+
+    async def test_failing_receiver(self) -> None:
+        """Exceptions in the receiver are logged, and the next datagram is delivered."""
+        port, peer = self.port(LOCAL4), self.peer(LOCAL4)
+        self.recorder.failing = True
+        peer.sendto(b"one", ("127.0.0.1", port.port))
+        port.sendDatagram(b"x", Path(self.closed_endpoint(LOCAL4)))
+        await self.until(lambda: self.recorder.datagrams and self.recorder.errors)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+        peer.sendto(b"two", ("127.0.0.1", port.port))
+        await self.until(lambda: len(self.recorder.datagrams) == 2)
+        self.flushLoggedErrors(RuntimeError)
+
+    def test_bounded_reading(self) -> None:
+        """One wake-up reads a bounded number of datagrams; the rest waits for the next."""
+        port, peer = self.port(LOCAL4, reading=False), self.peer(LOCAL4)
+        for _ in range(READS_PER_WAKEUP + 4):
+            peer.sendto(b"x", ("127.0.0.1", port.port))
+        port.doRead()
+        self.assertEqual(len(self.recorder.datagrams), READS_PER_WAKEUP)
+        port.doRead()
+        self.assertEqual(len(self.recorder.datagrams), READS_PER_WAKEUP + 4)
+
+    def test_batch(self) -> None:
+        """All datagrams of a batch are sent, the last of which may be shorter."""
+        port, peer = self.port(LOCAL4), self.peer(LOCAL4)
+        self.assertTrue(port.send(batch_of(Path(endpoint_of(peer), LOCAL4), b"aaaa", b"bbbb", b"cc")))
+        self.assertEqual([peer.recv(100) for _ in range(3)], [b"aaaa", b"bbbb", b"cc"])
+
+    def test_no_route(self) -> None:
+        """Where the kernel knows no way, `send` says so and raises nothing."""
+        port = self.port(ANY4)
+        self.assertFalse(port.send(batch_of(Path(Endpoint(ip_address("192.0.2.1"), 4500)), b"x")))
+        self.assertEqual(port.send_errno, errno.ENETUNREACH)
+
+    def test_too_long(self) -> None:
+        """A datagram that no IP packet holds is refused, and raises nothing."""
+        port, peer = self.port(LOCAL4), self.peer(LOCAL4)
+        self.assertFalse(port.sendDatagram(bytes(65535), Path(endpoint_of(peer))))
+        self.assertEqual(port.send_errno, errno.EMSGSIZE)
+
+    def test_local_address_gone(self) -> None:
+        """A path from an address that is no longer ours fails, and raises nothing."""
+        peer = self.peer(LOCAL6)
+        self.assertFalse(self.port(ANY6).sendDatagram(b"x", Path(endpoint_of(peer), ip_address("fd00::9"))))
+
+    def test_mark(self) -> None:
+        """The socket carries the mark by which the host's rules know it."""
+        port = self.port(ANY4, mark=0x7276)
+        self.assertEqual(port._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK), 0x7276)
+
+    def test_in_use(self) -> None:
+        """A port that another socket has is refused in one line that names it."""
+        number = self.port(LOCAL4).port
+        error = self.assertRaises(LocalError, self.port, LOCAL4, number)
+        self.assertEqual(str(error), f"cannot listen on UDP 127.0.0.1:{number}: another program uses it")
+
+    def test_not_our_address(self) -> None:
+        """An address that no interface has is refused in one line that names it."""
+        error = self.assertRaises(LocalError, self.port, ip_address("192.0.2.1"))
+        self.assertIn("192.0.2.1:0: no interface has this address", str(error))
+
+    def test_closed(self) -> None:
+        """`close` frees the port, and may come twice."""
+        port = self.port(LOCAL4)
+        port.close()
+        port.close()
+        self.port(LOCAL4, port.port)
+
+    def test_receiver_that_closes(self) -> None:
+        """A receiver may close the port while it reads."""
+        port, peer = self.port(LOCAL4), self.peer(LOCAL4)
+        self.recorder.batchReceived = lambda batch: port.close()  # type: ignore[method-assign]
+        for _ in range(2):
+            peer.sendto(b"x", ("127.0.0.1", port.port))
+        port.doRead()
+
+
+class PathMTUTests(UDPTestCase):
+    """Two hosts with a router between; the second hop carries 1300 bytes, which the sender does not know."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        router, self.far = Namespace(self), Namespace(self)
+        self.here.connect("outside", router, "near")
+        router.connect("far", self.far, "outside", mtu=1300)
+        self.here.address("outside", "192.0.2.1/24", "2001:db8::1/64")
+        router.address("near", "192.0.2.254/24", "2001:db8::254/64")
+        router.address("far", "198.51.100.254/24", "2001:db8:1::254/64")
+        self.far.address("outside", "198.51.100.1/24", "2001:db8:1::1/64")
+        for end, gateways in (
+            (self.here, ("192.0.2.254", "2001:db8::254")),
+            (self.far, ("198.51.100.254", "2001:db8:1::254")),
+        ):
+            end.route("0.0.0.0/0", gateways[0])
+            end.route("::/0", gateways[1])
+        router.sysctl("ipv4/ip_forward", "1")
+        router.sysctl("ipv6/conf/all/forwarding", "1")
+
+    async def learns(self, anywhere: IPAddress, router: str, far: str) -> None:
+        port = self.port(anywhere)
+        with inside(self.far.descriptor):
+            peer = self.peer(ip_address(far))
+        endpoint = endpoint_of(peer)
+        datagram = bytes(range(200)) * 7
+        # The first datagrams may draw nothing while the neighbours look for each other.
+        for _ in range(50):
+            self.assertTrue(port.sendDatagram(datagram, Path(endpoint)))
+            await deferLater(reactor, 0.02)
+            if self.recorder.errors:
+                break
+        error = self.recorder.errors[0]
+        self.assertEqual((error.remote, error.errno, error.mtu), (endpoint, errno.EMSGSIZE, 1300))
+        self.assertEqual(error.offender, ip_address(router))
+        self.assertTrue(datagram.startswith(error.quote))
+        self.assertGreaterEqual(len(error.quote), 8)
+        # From now on the kernel fragments what is larger.
+        self.assertTrue(port.sendDatagram(datagram, Path(endpoint)))
+        self.assertEqual(peer.recv(2000), datagram)
+
+    async def test_path_mtu(self) -> None:
+        """A too long datagram draws an error with the router's MTU; the next is fragmented and arrives."""
+        await self.learns(ANY4, "192.0.2.254", "198.51.100.1")
+
+    async def test_path_mtu_ipv6(self) -> None:
+        """So over IPv6."""
+        await self.learns(ANY6, "2001:db8::254", "2001:db8:1::1")
+
+
+class UDPPortsTests(UDPTestCase):
+    """All the sockets of a node."""
+
+    def ports(self, *addresses: IPAddress, number: int = 0) -> UDPPorts:
+        """Open ports of the recorder."""
+        ports = UDPPorts(addresses, number, self.recorder, reactor, self.batch)
+        self.addCleanup(ports.close)
+        ports.startReading()
+        return ports
+
+    async def test_everywhere_by_default(self) -> None:
+        """Without addresses in the policy the node answers over IPv4 and IPv6."""
+        ports = self.ports()
+        for port, local in zip(ports.ports, (LOCAL4, LOCAL6), strict=True):
+            peer = self.peer(local)
+            peer.sendto(b"question", (str(local), port.port))
+            await self.until(lambda: self.recorder.datagrams)
+            ((_, path),) = self.recorder.datagrams
+            assert path is not None
+            self.assertTrue(ports.send(batch_of(path, b"answer")))
+            self.assertEqual(peer.recvfrom(100)[1][:2], (str(local), port.port))
+            self.recorder.datagrams.clear()
+
+    def test_sends_from_the_address_of_the_path(self) -> None:
+        """Of several sockets of a family the one whose address the path names sends."""
+        addresses = ip_address("127.0.0.2"), ip_address("127.0.0.3")
+        ports, peer = self.ports(*addresses), self.peer(LOCAL4)
+        for address, port in zip(addresses, ports.ports, strict=True):
+            self.assertTrue(ports.sendDatagram(b"x", Path(endpoint_of(peer), address)))
+            self.assertEqual(peer.recvfrom(100)[1], (str(address), port.port))
+
+    def test_family_not_listened_on(self) -> None:
+        """A path of a family without a socket fails, with an errno to count."""
+        ports = self.ports(LOCAL4)
+        self.assertFalse(ports.sendDatagram(b"x", Path(Endpoint(LOCAL6, 4500))))
+        self.assertEqual(ports.send_errno, errno.EAFNOSUPPORT)
+
+    def test_failure_is_told(self) -> None:
+        """The errno of the socket that failed is that of the set."""
+        ports = self.ports()
+        self.assertFalse(ports.send(batch_of(Path(Endpoint(ip_address("192.0.2.1"), 4500)), b"x")))
+        self.assertEqual(ports.send_errno, errno.ENETUNREACH)
+
+    def test_kernel_without_ipv6(self) -> None:
+        """Where the kernel has no IPv6, listening everywhere means IPv4."""
+        self.patch(udp, "IF_INET6", FilePath("/nonexistent"))
+        self.assertEqual([port.address for port in self.ports().ports], [ANY4])
+
+    def test_one_address_refused(self) -> None:
+        """If one of several addresses cannot be used, the others are let go."""
+        number = self.port(ip_address("127.0.0.3")).port
+        self.assertRaises(LocalError, self.ports, LOCAL4, ip_address("127.0.0.3"), number=number)
+        self.port(LOCAL4, number)
