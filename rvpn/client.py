@@ -5,34 +5,41 @@ one.
     packet from the TUN device -> policy lookup (no entry: dropped) -> the cluster's session in use (R5)
         -> ESP to its gateway
         -> no session: the packet waits and the KMS is asked, once per cluster (R2)
-            -> granted: the packets that waited go out
+            -> keys: the packets that waited go out
             -> rejected: they are answered with ICMP unreachable (R3)
     ESP from a gateway -> the inner source must map to an entry naming that gateway (R13), the destination be
     ours
 
-Sessions are per gateway, shared by all clusters and tunnel entries that name it (R4).
+Sessions are per gateway, shared by all clusters and tunnel entries that name it (R4). Which of them a cluster
+uses, and for how long, is up to `rvpn.failover`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
+from rvpn import lost_keys
 from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
     BACKOFF_LAST,
     LINK_MTU,
+    OUTSTANDING_HEARTBEATS,
     REKEY_JITTER,
     REKEY_PACKETS,
     REKEY_WATCH_INTERVAL,
+    HeartbeatMode,
     Mechanism,
     Role,
 )
 from rvpn.errors import DropReason, LocalError, RemoteError
+from rvpn.failover import Failover
+from rvpn.initiations import Initiations
 from rvpn.interfaces import (
     Action,
     DatagramBatch,
     Endpoint,
-    Event,
     IPAddress,
+    PacketBatch,
     Parameters,
     Path,
     RandomSource,
@@ -40,18 +47,22 @@ from rvpn.interfaces import (
 )
 from rvpn.ipfilter import dummy
 from rvpn.keyexchange import tokens
+from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
+from rvpn.keyexchange.freshness import Freshness
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import NoiseInitiator, tai64n
+from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
 from rvpn.kms import KeyManagementService
-from rvpn.node import Credentials, TunnelEnd
+from rvpn.node import LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
+from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session
 
 #: Addresses whose policy lookup is remembered; when there are more, all are forgotten.
 _REMEMBERED_LOOKUPS = 4096
+_CONTROL_SPI = b"\xff" * 4
 
 
 class Client(TunnelEnd):
@@ -59,7 +70,8 @@ class Client(TunnelEnd):
     See the module.
 
     `inner_addresses` are those of this client inside the tunnel; `clock` gives the time of day in seconds
-    since 1970, for the timestamp of first messages.
+    since 1970, for timestamps and generations; `generation` is the highest ownership generation used before
+    (DESIGN 6).
     """
 
     def __init__(
@@ -69,29 +81,43 @@ class Client(TunnelEnd):
         inner_addresses: Sequence[IPAddress],
         random: RandomSource,
         clock: Callable[[], float],
+        now: float,
         link_mtu: int = LINK_MTU,
+        generation: int = 0,
     ) -> None:
         super().__init__(credentials, random, link_mtu)
         self._inner_addresses = tuple(inner_addresses)
         self._packed_addresses = frozenset(address.packed for address in inner_addresses)
-        self._clock = clock
-        self.kms = KeyManagementService(
-            self, self.agenda, random, port=policy.port, exchange_time=policy.exchange_time
-        )
-        self._clusters: dict[str, ClusterInUse] = {}
+        self.time_of_day = clock
+        self.generation = generation
+        self.kms = KeyManagementService(self, random)
+        self._initiations = Initiations(self, self.agenda, policy.exchange_time)
+        self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
+        self._freshness = Freshness()
+        self._calls: dict[SAPair, Established] = {}
+        self._literal: dict[bytes, tuple[Session, int]] = {}
+        self._literal_sequence = 0
+        self.failover = Failover(self, self.cache, self.kms, self.agenda, random)
+        self._answers |= {
+            Kind.ANSWER: self._on_answer,
+            Kind.STATUS: self._on_status,
+            Kind.OWNER: self._on_owner,
+        }
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
         self._policy = policy
         self._index = TunnelIndex(policy.tunnels)
         self._lookups: dict[bytes, ClusterInUse | None] = {}
-        clusters = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
-        self.kms.read(clusters.values(), randomize=policy.randomize_clusters)
-        before, self._clusters = self._clusters, {}
-        for name, cluster in clusters.items():
-            self._clusters[name] = state = ClusterInUse(cluster, self.kms.order(name))
+        named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
+        self.kms.read(named.values(), randomize=policy.randomize_clusters)
+        before = self.failover.clusters
+        clusters: dict[str, ClusterInUse] = {}
+        for name, cluster in named.items():
+            clusters[name] = ClusterInUse(cluster, self.kms.order(name))
             if name in before and set(before[name].cluster.members) == set(cluster.members):
-                state.take_over(before[name])
+                clusters[name].take_over(before[name])
+        self.failover.read(policy, clusters)
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
         """
@@ -101,15 +127,19 @@ class Client(TunnelEnd):
         """
         self._read(policy)
         actions: list[Action] = []
-        named = {gateway for state in self._clusters.values() for gateway in state.cluster.members}
+        gateways = {
+            gateway for cluster in self.failover.clusters.values() for gateway in cluster.cluster.members
+        }
         for session in self.cache:
-            if session.key not in named or policy.peers.get(session.path.remote.address) != session.peer:
-                actions += self.end(session, "the policy no longer has it", now)
-        for gateway in self.kms.running - named:
-            self.kms.forget(gateway)
+            if session.gateway not in gateways or policy.peers.get(session.gateway) != session.peer:
+                actions += self.fail(session, "the policy no longer has it", now)
+        for peer in self._initiations.peers - gateways:
+            self._initiations.forget(peer)
+        self._freshness.keep(set(policy.peers.values()))
         return actions
 
-    # --- packets -----------------------------------------------------------------------------------------
+    # --- packets
+    # ----------------------------------------------------------------------------------------------
 
     def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -122,21 +152,41 @@ class Client(TunnelEnd):
             if source not in self._packed_addresses:
                 self.drop(DropReason.WRONG_SOURCE)
                 return ()
-            session = cluster.choose(self.cache.get)
+            session = cluster.in_use
             if session is None:
                 return self._wait(cluster, packet, now)
-            return self._seal(session, packet, next_header, datagrams, now)
+            actions = self._seal(session, packet, next_header, datagrams, now)
+            if session.heartbeat_follows:
+                return [*actions, *self.failover.payload(session, now)]
+            return actions
         except RemoteError as error:
             self.drop(error.reason)
             return ()
+
+    def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
+        """See `rvpn.interfaces.Node`."""
+        actions = self.filter.open(datagrams, packets, now)
+        if self.failover.expecting and packets.spans and datagrams.path is not None:
+            session = self.cache.by_endpoint.get(datagrams.path.remote)
+            if session is not None:
+                actions += self.failover.received(session, now)
+        return actions
 
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
         """Let through what comes from a target behind that gateway (R13) to one of our inner addresses."""
         if destination not in self._packed_addresses:
             raise RemoteError(DropReason.WRONG_DESTINATION)
         cluster = self._cluster_of(source)
-        if cluster is None or session.key not in cluster.cluster.members:
+        if cluster is None or session.key not in cluster:
             raise RemoteError(DropReason.WRONG_SOURCE)
+
+    def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
+        """Take no notice: a client never changes a gateway's address (DESIGN 3)."""
+        return []
+
+    def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`."""
+        raise RemoteError(DropReason.UNKNOWN_SPI)
 
     def _cluster_of(self, address: bytes) -> ClusterInUse | None:
         """Return the cluster of the first tunnel entry that covers `address` (packed)."""
@@ -148,7 +198,9 @@ class Client(TunnelEnd):
             self._lookups.clear()
         tunnel = self._index.find_packed(address)
         cluster = (
-            self._clusters[tunnel.cluster.name] if tunnel is not None and tunnel.cluster is not None else None
+            self.failover.clusters[tunnel.cluster.name]
+            if tunnel is not None and tunnel.cluster is not None
+            else None
         )
         self._lookups[address] = cluster
         return cluster
@@ -156,12 +208,13 @@ class Client(TunnelEnd):
     def _wait(self, cluster: ClusterInUse, packet: memoryview, now: float) -> list[Action]:
         if not cluster.wait(bytes(packet)):
             self.drop(DropReason.QUEUE_FULL)
-        return self.kms.request(cluster.cluster.name, now)
+        actions = self.failover.choose(cluster, now)
+        return actions if cluster.in_use else actions + self.kms.request(cluster.cluster.name, now)
 
-    def _send_waiting(self, cluster: ClusterInUse, session: Session, now: float) -> list[Action]:
-        """Seal what waited for `session`, one datagram each."""
+    def send_waiting(self, cluster: ClusterInUse, session: Session, now: float) -> list[Action]:
+        """See `rvpn.failover.Mover`: one datagram each."""
         actions: list[Action] = []
-        datagram = DatagramBatch(1 << 16)
+        datagram = DatagramBatch(1 << 16) if cluster.waiting else DatagramBatch(0)
         for packet in cluster.take_waiting():
             datagram.clear()
             next_header, _, _ = addresses(memoryview(packet))
@@ -173,30 +226,39 @@ class Client(TunnelEnd):
                 actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
         return actions
 
-    # --- key exchange --------------------------------------------------------------------------------------
+    # --- key exchange: ours
+    # -----------------------------------------------------------------------------------
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         try:
-            return self.kms.receive(tokens.decode(datagram), path, now)
+            message = tokens.decode(datagram)
+            if message.to_acceptor:
+                return self._called(message, path, now)
+            return self._initiations.receive(message, path, now)
         except RemoteError as error:
             self.drop(error.reason)
             return ()
 
     def unreachable(self, remote: Endpoint, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`."""
-        return self.kms.unreachable(remote.address, now)
+        """See `rvpn.interfaces.Node`: a gateway being asked is given up (R3), one in use is asked (X6)."""
+        actions = self._initiations.give_up(remote.address, "the network is unreachable", now)
+        session = self.cache.get(remote.address)
+        return actions + (self.failover.hint(session, now) if session is not None else [])
 
-    def authenticate(self, gateway: IPAddress, now: float) -> InitiatorExchange:
+    def authenticate(self, gateway: IPAddress, now: float) -> list[Action]:
         """See `rvpn.kms.Requester`."""
+        if gateway in self._initiations:
+            return []
         peer = self._policy.peers.get(gateway)
         if peer is None:
-            raise LocalError("the policy has no key for it in [PEERS]")
+            return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
         parameters = Parameters(
             spi=self.cache.new_spi(),
             transforms=self._policy.transforms,
             inner_addresses=self._inner_addresses,
             lifetime=self._policy.key_lifetime,
+            literal_heartbeats=self._policy.literal_heartbeats,
         )
 
         def new_context(cookie: bytes) -> NoiseInitiator:
@@ -206,69 +268,83 @@ class Client(TunnelEnd):
                 ephemeral=self._random.randbytes(32),
                 preshared_key=self._credentials.preshared_key,
                 prologue=binding(Mechanism.NOISE, Role.CLIENT, cookie),
-                timestamp=tai64n(self._clock()),
+                timestamp=tai64n(self.time_of_day()),
                 parameters=parameters,
             )
 
-        exchange_id = self._random.randbytes(8)
-        return InitiatorExchange(exchange_id, Mechanism.NOISE, new_context, now, self._policy.exchange_time)
+        exchange = InitiatorExchange(
+            self._random.randbytes(8), Mechanism.NOISE, new_context, now, self._policy.exchange_time
+        )
+        try:
+            return self._initiations.begin(gateway, exchange, Path(Endpoint(gateway, self._policy.port)), now)
+        except LocalError as error:
+            return self.given_up(gateway, str(error), now)
 
-    def granted(
-        self, gateway: IPAddress, exchange: InitiatorExchange, path: Path, now: float
-    ) -> list[Action]:
-        """See `rvpn.kms.Requester`."""
+    def granted(self, peer: Hashable, exchange: InitiatorExchange, path: Path, now: float) -> list[Action]:
+        """See `rvpn.initiations.Owner`."""
         context = exchange.context
         assert context is not None
+        gateway = path.remote.address
         self._check_answer(context.own_parameters, context.peer_parameters)
         pair = SAPair(context, initiator=True, path=path, now=now)
         session = self.cache.get(gateway)
-        if session is not None:
-            self._open_pair(session, pair, now)
-            return []
-        session = Session(gateway, context.peer, path, self._inner_addresses, now)
+        known = session is not None
+        if session is None:
+            session = Session(gateway, context.peer, path, self._inner_addresses, now)
         self._open_pair(session, pair, now)
+        _learn(session, context.peer_parameters)
+        if known:
+            return []
         self.cache.establish(session)
-        actions: list[Action] = [Event("session with gateway {gateway}", {"gateway": str(gateway)})]
-        for cluster in self._clusters.values():
-            if cluster.choose(self.cache.get) is session:
-                actions += self._send_waiting(cluster, session, now)
-        return actions
+        return [
+            action
+            for cluster in self.failover.of(gateway)
+            if cluster.in_use is None and (cluster.waiting or cluster.vacancy)
+            for action in self.failover.choose(cluster, now)
+        ]
 
     def _check_answer(self, offer: Parameters, answer: Parameters) -> None:
         """Take from a gateway only what we offered (DESIGN 4)."""
+        problem = ""
         if len(answer.transforms) != 1 or answer.transforms[0] not in offer.transforms:
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "it chose a transform that was not offered")
-        if set(answer.inner_addresses) != set(offer.inner_addresses):
-            raise RemoteError(
-                DropReason.AUTHENTICATION_FAILED, "it grants other inner addresses than the policy has"
-            )
-        if not 0 < answer.lifetime <= offer.lifetime:
-            raise RemoteError(
-                DropReason.AUTHENTICATION_FAILED, "it grants another key lifetime than the policy allows"
-            )
+            problem = "it chose a transform that was not offered"
+        elif set(answer.inner_addresses) != set(offer.inner_addresses):
+            problem = "it grants other inner addresses than the policy has"
+        elif not 0 < answer.lifetime <= offer.lifetime:
+            problem = "it grants another key lifetime than was asked for"
+        elif answer.literal_heartbeats != offer.literal_heartbeats:
+            problem = "its HeartbeatAuthentication differs"
+        if problem:
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, problem)
 
-    def confirm(self, gateway: IPAddress) -> list[Action]:
-        """See `rvpn.kms.Requester`."""
-        session = self.cache.get(gateway)
+    def confirm(self, peer: Hashable) -> list[Action]:
+        """See `rvpn.initiations.Owner`."""
+        session = self.cache.get(peer)
         return [dummy(pair) for pair in session.pairs[-1:] if not pair.confirmed] if session else []
 
-    def failed(self, gateway: IPAddress, now: float) -> list[Action]:
-        """See `rvpn.kms.Requester`. Keys that were in use before stay so, and a rekey is tried again."""
-        session = self.cache.get(gateway)
-        if session is None:
-            return []
-        for pair in [pair for pair in session.pairs if not pair.confirmed]:
-            if session.sending is pair:
-                return self._fail(session, "its keys were never confirmed", now)
-            self.cache.remove_pair(pair)
-        if session.sending is not None:
-            delay = BACKOFF_LAST * (0.5 + 0.5 * self._random.random())
-            self._watch_age(session.sending, now + min(delay, session.sending.lifetime / 4))
-        return []
+    def given_up(self, peer: Hashable, reason: str, now: float) -> list[Action]:
+        """See `rvpn.initiations.Owner`. Keys that were in use before stay so, and a rekey is tried again."""
+        session = self.cache.get(peer)
+        actions: list[Action] = []
+        if session is not None:
+            for pair in [pair for pair in session.pairs if not pair.confirmed]:
+                if session.sending is pair:
+                    actions += self.fail(session, reason, now)
+                else:
+                    self.cache.remove_pair(pair)
+            if session.sending is not None:
+                delay = BACKOFF_LAST * (0.5 + 0.5 * self._random.random())
+                self._watch_age(session.sending, now + min(delay, session.sending.lifetime / 4))
+        gateway = next(gateway for gateway in self._gateways() if gateway == peer)
+        actions += self.failover.no_keys(gateway, now)
+        return actions + self.kms.given_up(gateway, reason, now)
+
+    def _gateways(self) -> set[IPAddress]:
+        return {gateway for cluster in self.failover.clusters.values() for gateway in cluster.cluster.members}
 
     def rejected(self, cluster: str, now: float) -> list[Action]:
         """See `rvpn.kms.Requester`."""
-        state = self._clusters.get(cluster)
+        state = self.failover.clusters.get(cluster)
         waiting = state.take_waiting() if state else []
         return [
             action
@@ -278,69 +354,234 @@ class Client(TunnelEnd):
             )
         ]
 
-    # --- the life of a session -----------------------------------------------------------------------------
+    # --- key exchange: a gateway calls (R12)
+    # ------------------------------------------------------------------
+
+    def _called(self, message: tokens.Message, path: Path, now: float) -> list[Action]:
+        """
+        Take a first message of a gateway, from its own address and port only (DESIGN 4).
+
+        While our own exchange with it runs, the gateway's is ignored: one of the two is enough.
+        """
+        gateway = path.remote.address
+        if gateway not in self._gateways() or path.remote.port != self._policy.port:
+            raise RemoteError(DropReason.WRONG_ORIGIN)
+        if gateway in self._initiations:
+            raise RemoteError(DropReason.UNKNOWN_EXCHANGE, "our own exchange with it is under way")
+        reply = self._acceptor.receive(message, path, now)
+        if reply.refused is not None:
+            self.drop(reply.refused.reason)
+        actions: list[Action] = [Send(answer, path) for answer in reply.datagrams]
+        if reply.established is not None:
+            self._accept(reply.established, now)
+        return actions
+
+    def _accepting_context(self, request: AcceptRequest) -> NoiseAcceptor:
+        return NoiseAcceptor(
+            private_key=self._credentials.private_key,
+            ephemeral=self._random.randbytes(32),
+            preshared_key=self._credentials.preshared_key,
+            prologue=binding(Mechanism.NOISE, Role.GATEWAY, request.cookie),
+            authorize=partial(self._authorize, request),
+        )
+
+    def _authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
+        """Decide about a gateway that calls: it must have the key that the policy has for its address."""
+        if self._policy.peers.get(request.path.remote.address) != initiation.identity:
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not the key of that gateway")
+        self._freshness.check(initiation.identity, initiation.timestamp or b"", request.cookie)
+        offer = initiation.parameters
+        transforms = [transform for transform in offer.transforms if transform in self._policy.transforms]
+        refusal = ""
+        if not transforms:
+            refusal = "no transform in common"
+        elif not set(offer.inner_addresses) <= set(self._inner_addresses) or not offer.inner_addresses:
+            refusal = "these are not this client's inner addresses"
+        elif offer.literal_heartbeats != self._policy.literal_heartbeats:
+            refusal = "HeartbeatAuthentication differs"
+        return Parameters(
+            spi=self.cache.new_spi(),
+            transforms=tuple(transforms[:1]),
+            inner_addresses=offer.inner_addresses if not refusal else (),
+            lifetime=min(offer.lifetime, self._policy.key_lifetime),
+            refusal=refusal,
+            literal_heartbeats=self._policy.literal_heartbeats,
+        )
+
+    def _accept(self, established: Established, now: float) -> None:
+        """Cache the keys of a gateway's exchange; nothing else changes before it proved that it has them."""
+        context = established.context
+        if context.own_parameters.refusal:
+            return
+        path = Path(established.path.remote)
+        pair = SAPair(context, initiator=False, path=path, now=now)
+        session = Session(
+            path.remote.address, context.peer, path, context.own_parameters.inner_addresses, now
+        )
+        _learn(session, context.peer_parameters)
+        self._open_pair(session, pair, now)
+        self._calls[pair] = established
+
+    # --- the life of a session
+    # --------------------------------------------------------------------------------
+
+    def _give_up_unconfirmed(self, pair: SAPair) -> Sequence[Action]:
+        self._calls.pop(pair, None)
+        return super()._give_up_unconfirmed(pair)
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
-        assert pair.session is not None
-        gateway = pair.session.path.remote.address
-        self.kms.confirmed(gateway, now)
+        session = pair.session
+        assert session is not None
+        call = self._calls.pop(pair, None)
+        if call is not None:
+            self._acceptor.confirmed(call)
+        round_trip = self._initiations.confirmed(session.gateway, now)
+        if round_trip is not None:
+            session.round_trip.measured(round_trip)
+        self.kms.confirmed(session.gateway)
+        session.received_at = now
         jitter = REKEY_JITTER + (1 - REKEY_JITTER) * self._random.random()
         self._watch_age(pair, now + pair.lifetime * jitter)
-        return []
+        return self.failover.established(session, now, called=call is not None)
 
     def _watch_age(self, pair: SAPair, renew_at: float) -> None:
         """
         Renew the keys of `pair` at `renew_at`, or earlier if it has carried too many packets (DESIGN 3).
+
+        Keys that nobody wants any more are let go, and an idle DEFERRED client waits for payload (R9).
         """
+        packets = pair.outbound.packets
 
         def look(now: float) -> list[Action]:
             session = pair.session
             if session is None or session.sending is not pair:
                 return []
             worn = max(pair.outbound.packets, pair.inbound.window.highest) >= REKEY_PACKETS
-            if worn or now >= renew_at:
-                return self.kms.renew(session.path.remote.address, now)
-            self.agenda.at(min(renew_at, now + REKEY_WATCH_INTERVAL), look)
+            silent = self._policy.heartbeat is HeartbeatMode.DEFERRED and pair.outbound.packets == packets
+            if (worn or now >= renew_at) and not silent:
+                return self.authenticate(session.gateway, now) if self.failover.is_wanted(session) else []
+            self.agenda.at(min(max(renew_at, now + 1), now + REKEY_WATCH_INTERVAL), look)
             return []
 
         self.agenda.at(min(renew_at, pair.made_at + REKEY_WATCH_INTERVAL), look)
 
-    def _lost(self, session: Session, now: float) -> list[Action]:
+    def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
+        """Take the gateway last from now on, and go on with another (R3, R5, R8)."""
+        self.kms.put_last(session.gateway, now)
+        return self.failover.lost(session, reason, now)
+
+    # --- session control (DESIGN 6)
+    # ---------------------------------------------------------------------------
+
+    def heartbeat(self, session: Session) -> tuple[list[Action], int]:
+        """See `rvpn.failover.Mover`. R17: along the path of the session's ESP."""
+        pair = session.sending
+        assert pair is not None
+        if not self._policy.literal_heartbeats:
+            return [Send(pair.control.send(Kind.HEARTBEAT), session.path)], pair.control.sequence
+        self._literal_sequence += 1
+        datagram = _CONTROL_SPI + self._random.randbytes(LITERAL_SIZE - len(_CONTROL_SPI))
+        self._literal[datagram] = session, self._literal_sequence
+        if len(self._literal) > OUTSTANDING_HEARTBEATS * max(1, len(self.cache)):
+            del self._literal[next(iter(self._literal))]
+        return [Send(datagram, session.path)], self._literal_sequence
+
+    def claim(self, session: Session, now: float) -> list[Action]:
+        """See `rvpn.failover.Mover`: with a generation newer than any before (DESIGN 6)."""
+        self.generation = max(self.generation + 1, int.from_bytes(tai64n(self.time_of_day())))
+        return self._say(session, Kind.CLAIM, now, generation=self.generation)
+
+    def _on_answer(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
+        session = pair.session
+        assert session is not None
+        if session.closed:
+            raise RemoteError(DropReason.UNEXPECTED_CONTROL, "an answer from a gateway that was given up")
+        session.status = packet.status
+        expected, actions = self.failover.answered(session, packet.in_reply_to, now)
+        if not expected:
+            self.drop(DropReason.UNEXPECTED_CONTROL)
+        return actions
+
+    def _on_status(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
+        session = pair.session
+        assert session is not None
+        session.status = packet.status
+        actions: list[Action] = [acknowledgement(pair, packet, path)]
+        return actions if session.closed else actions + self.failover.told_status(session, now)
+
+    def _on_owner(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
+        """Claim our addresses again if this gateway is in use; any other answer means that it is not."""
+        session = pair.session
+        assert session is not None
+        if self.failover.using(session):
+            return self.claim(session, now)
+        return [acknowledgement(pair, packet, path)]
+
+    def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        if len(datagram) == LITERAL_SIZE and bytes(datagram) in self._literal:
+            return self._on_literal(bytes(datagram), path, now)
+        if len(datagram) == lost_keys.NOTICE_SIZE:
+            return self._on_lost_keys(datagram, path, now)
+        return super()._bare(datagram, path, now)
+
+    def _on_literal(self, datagram: bytes, path: Path, now: float) -> list[Action]:
+        """Take the literal heartbeat's echo, equal and from the gateway's address (DESIGN 6)."""
+        session, sequence = self._literal[datagram]
+        if path.remote != session.path.remote or session.closed:
+            raise RemoteError(DropReason.UNEXPECTED_CONTROL)
+        del self._literal[datagram]
+        session.received_at = now
+        return self.failover.answered(session, sequence, now)[1]
+
+    def _on_lost_keys(self, notice: memoryview, path: Path, now: float) -> list[Action]:
         """
-        Take the gateway last from now on; the next packet finds another session or asks the KMS (R3, R5).
+        Key anew with a gateway that proves that it lost our keys; the old SA stays until that succeeds (X3).
         """
-        self.kms.put_last(session.path.remote.address, now)
-        return []
+        session = self.cache.by_endpoint.get(path.remote)
+        for pair in session.pairs if session is not None else ():
+            if pair.outbound.spi == lost_keys.spi_of(notice) and lost_keys.proves(
+                notice, pair.lost_key_token
+            ):
+                return self.authenticate(path.remote.address, now)
+        raise RemoteError(DropReason.UNEXPECTED_CONTROL, "a lost-key notice that proves nothing")
+
+    # --- status
+    # -----------------------------------------------------------------------------------------------
 
     def status(self, now: float) -> dict[str, Any]:
         """See `rvpn.interfaces.Node`."""
-        in_use = {
-            state.in_use for state in self._clusters.values() if state.in_use and not state.in_use.closed
-        }
         return {
             "role": Role.CLIENT.value,
             "sessions": [
                 {
-                    "gateway": str(session.key),
-                    "in_use": session in in_use,
+                    "gateway": session.name,
+                    "in_use": bool(self.failover.using(session)),
+                    "status": session.status.name.lower().replace("_", "-"),
+                    "round_trip": session.round_trip.smoothed,
                     **self.session_status(session, now),
                 }
                 for session in self.cache
             ],
-            "clusters": [self._cluster_status(state) for state in self._clusters.values()],
+            "clusters": [
+                {
+                    "name": cluster.cluster.name,
+                    "order": [str(gateway) for gateway in cluster.order],
+                    "in_use": cluster.in_use.name if cluster.in_use else None,
+                    "waiting": cluster.waiting,
+                }
+                for cluster in self.failover.clusters.values()
+            ],
             "exchanges": {
-                "running": len(self.kms.running),
+                "running": len(self._initiations),
                 "established": self.kms.established,
                 "failed": self.kms.failures,
             },
             "drops": self.drop_counts(),
+            "failovers": self.failover.journal.status(),
         }
 
-    def _cluster_status(self, state: ClusterInUse) -> dict[str, Any]:
-        alive = state.in_use is not None and not state.in_use.closed
-        return {
-            "name": state.cluster.name,
-            "order": [str(gateway) for gateway in state.order],
-            "in_use": str(state.in_use.key) if alive and state.in_use else None,
-            "waiting": state.waiting,
-        }
+
+def _learn(session: Session, told: Parameters) -> None:
+    """Take what a gateway says of itself during a key exchange."""
+    session.status = type(session.status)(told.status)
+    session.shortest_defer = told.shortest_defer

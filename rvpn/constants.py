@@ -85,8 +85,8 @@ HARD_LIFETIME_FACTOR = 1.5
 REKEY_JITTER = 0.9
 #: Seconds after which an SA's packet count is looked at again.
 REKEY_WATCH_INTERVAL = 60.0
-#: How often a close is sent in all, and the seconds between.
-CLOSE_REPEATS, CLOSE_INTERVAL = 4, 0.1
+#: How often a claim, close or status is sent in all, and the seconds between (DESIGN 6).
+CONTROL_REPEATS, CONTROL_INTERVAL = 4, 0.1
 #: Packets that wait for one cluster's session, the oldest dropped first (R2).
 QUEUE_LENGTH = 64
 #: Seconds for one exchange with one gateway before the next is tried (R3).
@@ -103,7 +103,7 @@ KEY_LIFETIME = 7200.0
 RESPONSE_FLOOR = 0.01
 #: Seconds that an answer may take while no round trip was measured (X7).
 RESPONSE_UNMEASURED = 1.0
-#: Seconds of silence before a heartbeat with `auto`: at least, and where there was no payload for IDLE_AFTER (X7).
+#: Seconds of silence before a heartbeat with `auto`: at least, and without payload for IDLE_AFTER (X7).
 AUTO_DEFER_FLOOR, AUTO_DEFER_IDLE = 0.025, 1.0
 IDLE_AFTER = 10.0
 #: Seconds by which a deadline may be missed before the miss is held against ourselves (R7).
@@ -114,6 +114,20 @@ OUTSTANDING_HEARTBEATS = 8
 CONFIRM_TIME = 10.0
 #: Seconds for which a gateway that failed is not returned to (X2, `FailbackHoldDown`).
 FAILBACK_HOLD_DOWN = 60.0
+#: The longest time for which a gateway that fails again and again is not returned to (X2).
+LONGEST_HOLD_DOWN = 3600.0
+#: Seconds that a new address has to prove itself alone before a session moves there, at least (DESIGN 3).
+ROAMING_PATIENCE = 0.05
+#: What a gateway does each second for those it has no session with: lost-key notices (X3), calls (R12).
+NOTICES_PER_SECOND, CALLS_PER_SECOND = 100, 50
+#: Packets that wait for a client that is being called (R12).
+CALL_QUEUE_LENGTH = 16
+#: Refused key exchanges that are told in the log each second; all are counted.
+REFUSALS_TOLD_PER_SECOND = 5
+#: Seconds between heartbeats that a gateway asks its clients to keep at least (X7).
+SHORTEST_DEFER = 0.02
+#: Literal heartbeats that a gateway answers each second: from one endpoint, and in all (DESIGN 6).
+LITERAL_PER_ENDPOINT, LITERAL_IN_ALL = 50, 20_000
 #: The MTU of a link about which nothing is known: Ethernet's.
 LINK_MTU = 1500
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).

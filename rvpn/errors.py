@@ -42,6 +42,7 @@ class DropReason(Enum):
     BAD_CONTROL_TAG = "bad-control-tag"
     REPLAYED_CONTROL = "replayed-control"
     UNEXPECTED_CONTROL = "unexpected-control"
+    TOO_MANY_HEARTBEATS = "too-many-heartbeats"
 
 
 class RvpnError(Exception):

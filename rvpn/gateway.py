@@ -4,17 +4,28 @@ The gateway: it accepts the clients of its policy, and passes packets between th
     first message -> `_authorize`: a client of the policy, not a recording, asking for its own inner addresses
         -> keys, provisional until a packet opens under them (DESIGN 4) -> the client's session
     ESP from a client -> the inner source must be that client's, the destination on the LAN -> TUN device
-    packet from the TUN device -> the session of the inner destination -> ESP; none: ICMP host unreachable
-    (R12)
+    packet from the TUN device -> the session of the inner destination -> ESP
+        -> none: the gateway calls the client (R12), or answers with ICMP host unreachable
+    heartbeat -> answer, with the gateway's status (R10, X4); a change of status is told to every client
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from rvpn.constants import LINK_MTU, Mechanism, Role
-from rvpn.errors import CookieRequired, DropReason, RemoteError
+from rvpn.calls import Calls
+from rvpn.constants import (
+    LINK_MTU,
+    LITERAL_IN_ALL,
+    NOTICES_PER_SECOND,
+    REFUSALS_TOLD_PER_SECOND,
+    RESPONSE_UNMEASURED,
+    SHORTEST_DEFER,
+    Mechanism,
+    Role,
+)
+from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
     DatagramBatch,
@@ -24,15 +35,23 @@ from rvpn.interfaces import (
     Path,
     PeerIdentity,
     RandomSource,
+    SecurityContext,
     Send,
 )
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
+from rvpn.keyexchange.freshness import Freshness
+from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import Initiation, NoiseAcceptor
-from rvpn.node import Credentials, TunnelEnd
+from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
+from rvpn.lost_keys import NOTICE_SIZE, LostKeys
+from rvpn.node import LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement
 from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
+from rvpn.presence import Presence
+from rvpn.rate import Rate
+from rvpn.roaming import Roaming
+from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session
 
 #: LAN addresses whose check is remembered; when there are more, all are forgotten.
@@ -40,26 +59,52 @@ _REMEMBERED_TARGETS = 4096
 
 
 class Gateway(TunnelEnd):
-    """See the module."""
+    """
+    See the module.
+
+    `lost_keys` makes the tokens of X3. `clock` gives the time of day in seconds since 1970.
+    """
 
     def __init__(
         self,
         policy: Policy,
         credentials: Credentials,
         random: RandomSource,
+        clock: Callable[[], float],
         now: float,
+        *,
+        lost_keys: LostKeys,
         link_mtu: int = LINK_MTU,
     ) -> None:
         super().__init__(credentials, random, link_mtu)
-        self._newest: dict[PeerIdentity, bytes] = {}
+        self._clock = clock
+        self._lost_keys = lost_keys
+        self._notices = Rate(NOTICES_PER_SECOND)
+        self._freshness = Freshness()
         self._unconfirmed: dict[SAPair, Established] = {}
-        self._acceptor = Acceptor({Mechanism.NOISE: self._new_context}, self.agenda, random, now)
+        self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
+        self._refusals = Rate(REFUSALS_TOLD_PER_SECOND)
+        self._calls = Calls(self, self.agenda, policy.exchange_time)
+        self._endpoints: dict[PeerIdentity, Endpoint] = {}
+        self._roaming = Roaming(self.cache, self.agenda)
+        self._literal_rate = Rate(LITERAL_IN_ALL)
+        self.fitness = Status.OK
+        self._draining = self._lan_down = False
         self._established = 0
+        self.presence = Presence(
+            self._ask_owner, policy.heartbeat_response_time or RESPONSE_UNMEASURED, self.agenda
+        )
+        self._answers |= {
+            Kind.HEARTBEAT: self._on_heartbeat,
+            Kind.RESPONSE: self._on_response,
+            Kind.CLAIM: self._on_claim,
+        }
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
         self._policy = policy
         self._clients: dict[PeerIdentity, Client] = {client.identity: client for client in policy.clients}
+        self._client_of = {address.packed: c for c in policy.clients for address in c.inner_addresses}
         self._on_lan: dict[bytes, bool] = {}
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
@@ -69,13 +114,13 @@ class Gateway(TunnelEnd):
         for session in self.cache:
             client = self._clients.get(session.peer)
             if client is None or not session.packed_addresses <= {a.packed for a in client.inner_addresses}:
-                actions += self.end(session, "the policy no longer has it", now)
-        self._newest = {
-            identity: newest for identity, newest in self._newest.items() if identity in self._clients
-        }
+                actions += self.fail(session, "the policy no longer has it", now)
+        self._freshness.keep(self._clients)
+        self._endpoints = {peer: at for peer, at in self._endpoints.items() if peer in self._clients}
         return actions
 
-    # --- packets -------------------------------------------------------------------------------------------
+    # --- packets
+    # ----------------------------------------------------------------------------------------------
 
     def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -83,7 +128,7 @@ class Gateway(TunnelEnd):
             next_header, _, destination = addresses(packet)
             session = self.cache.by_inner.get(destination)
             if session is None:
-                return self._unreachable(packet, destination, DropReason.NO_SESSION)
+                return self._call(packet, destination, now)
             return self._seal(session, packet, next_header, datagrams, now)
         except RemoteError as error:
             self.drop(error.reason)
@@ -107,29 +152,41 @@ class Gateway(TunnelEnd):
         self._on_lan[address] = found = any(target in network for network in self._policy.lan_networks)
         return found
 
-    # --- key exchange
-    # ----------------------------------------------------------------------------------------
+    def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """Answer ESP of nobody with the proof that its keys are lost, if they are (X3, R16)."""
+        self.drop(DropReason.UNKNOWN_SPI)
+        if len(datagram) < NOTICE_SIZE or not self._notices.allows(now):
+            return []
+        return [Send(self._lost_keys.notice(int.from_bytes(datagram[:4])), path)]
+
+    # --- key exchange: a client begins
+    # ------------------------------------------------------------------------
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
-        actions: list[Action] = []
         try:
-            reply = self._acceptor.receive(tokens.decode(datagram), path, now)
-            actions += [Send(answer, path) for answer in reply.datagrams]
-            if reply.refused is not None:
-                actions += self._refused(reply.refused, path)
-            if reply.established is not None:
-                actions += self._accept(reply.established, now)
+            message = tokens.decode(datagram)
+            if not message.to_acceptor:
+                return self._calls.receive(message, path, now)
+            reply = self._acceptor.receive(message, path, now)
         except RemoteError as error:
             self.drop(error.reason)
+            return ()
+        actions: list[Action] = [Send(answer, path) for answer in reply.datagrams]
+        if reply.refused is not None:
+            actions += self._refused(reply.refused, path, now)
+        if reply.established is not None:
+            actions += self._accept(reply.established, now)
         return actions
 
-    def _refused(self, error: RemoteError, path: Path) -> list[Action]:
+    def _refused(self, error: RemoteError, path: Path, now: float) -> list[Action]:
         self.drop(error.reason)
+        if not self._refusals.allows(now):
+            return []
         fields: dict[str, str | int | float | bool] = {"endpoint": str(path.remote), "reason": str(error)}
         return [Event("refused a key exchange from {endpoint}: {reason}", fields)]
 
-    def _new_context(self, request: AcceptRequest) -> NoiseAcceptor:
+    def _accepting_context(self, request: AcceptRequest) -> NoiseAcceptor:
         return NoiseAcceptor(
             private_key=self._credentials.private_key,
             ephemeral=self._random.randbytes(32),
@@ -139,22 +196,13 @@ class Gateway(TunnelEnd):
         )
 
     def _authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
-        """
-        Decide about an authenticated first message, and answer it.
-
-        A timestamp that is not newer than the last from that key, or the first since this gateway started,
-        may come from a recording: it draws a cookie, and a message made for that cookie is taken whatever its
-        timestamp. The newest timestamp known never falls.
-        """
+        """Decide about an authenticated first message, and answer it."""
         client = self._clients.get(initiation.identity)
         if client is None:
             raise RemoteError(
                 DropReason.AUTHENTICATION_FAILED, f"no client has the key {initiation.identity.name}"
             )
-        newest, timestamp = self._newest.get(client.identity), initiation.timestamp or b""
-        if not request.cookie and (newest is None or timestamp <= newest):
-            raise CookieRequired
-        self._newest[client.identity] = max(newest or b"", timestamp)
+        self._freshness.check(client.identity, initiation.timestamp or b"", request.cookie)
         return self._answer(client, initiation.parameters)
 
     def _answer(self, client: Client, offer: Parameters) -> Parameters:
@@ -164,33 +212,95 @@ class Gateway(TunnelEnd):
             refusal = "no transform in common"
         elif not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
             refusal = "the policy grants this client other inner addresses"
+        elif offer.literal_heartbeats != self._policy.literal_heartbeats:
+            refusal = "HeartbeatAuthentication differs"
+        elif self._draining and self.cache.get(client.identity) is None:
+            refusal = "it is draining"
+        spi = self.cache.new_spi()
         return Parameters(
-            spi=self.cache.new_spi(),
+            spi=spi,
             transforms=tuple(transforms[:1]),
             inner_addresses=offer.inner_addresses if not refusal else (),
             lifetime=min(offer.lifetime, self._policy.key_lifetime),
             refusal=refusal,
+            **self._about_us(spi),
         )
 
+    def _about_us(self, spi: int) -> dict[str, Any]:
+        """Return what this gateway tells of itself in every exchange."""
+        return {
+            "status": self.fitness,
+            "shortest_defer": SHORTEST_DEFER,
+            "lost_key_token": self._lost_keys.token(spi),
+            "literal_heartbeats": self._policy.literal_heartbeats,
+        }
+
     def _accept(self, established: Established, now: float) -> list[Action]:
-        """
-        Cache the keys of an exchange; nothing else changes before the client proves that it has them (DESIGN
-        4).
-        """
+        """Cache the keys; nothing else changes before the client proves that it has them (DESIGN 4)."""
         context = established.context
         answer, peer = context.own_parameters, context.peer
         if answer.refusal:
-            return [
-                Event("refused {peer}: {reason}", {"peer": peer.name, "reason": answer.refusal}, warning=True)
-            ]
+            fields: dict[str, str | int | float | bool] = {"peer": peer.name, "reason": answer.refusal}
+            return [Event("refused {peer}: {reason}", fields, warning=True)]
         pair = SAPair(context, initiator=False, path=established.path, now=now)
         session = Session(peer, peer, established.path, answer.inner_addresses, now)
         self._open_pair(session, pair, now)
         self._unconfirmed[pair] = established
+        self._calls.overtaken(peer)
         return []
 
+    # --- key exchange: this gateway calls (R12)
+    # ---------------------------------------------------------------
+
+    def _call(self, packet: memoryview, destination: bytes, now: float) -> Sequence[Action]:
+        client = self._client_of.get(destination)
+        if client is None or self._draining:
+            return self.unreachable_client(packet)
+        endpoint = client.endpoint or self._endpoints.get(client.identity)
+        return self._calls.call(client, endpoint, packet, now)
+
+    def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
+        """See `rvpn.calls.Caller`."""
+        return self._unreachable(packet, addresses(memoryview(packet))[2], DropReason.NO_SESSION)
+
+    def exchange_with(self, client: Client, now: float) -> InitiatorExchange:
+        """See `rvpn.calls.Caller`."""
+        spi = self.cache.new_spi()
+        parameters = Parameters(
+            spi=spi,
+            transforms=self._policy.transforms,
+            inner_addresses=client.inner_addresses,
+            lifetime=self._policy.key_lifetime,
+            **self._about_us(spi),
+        )
+
+        def new_context(cookie: bytes) -> NoiseInitiator:
+            return NoiseInitiator(
+                private_key=self._credentials.private_key,
+                peer=client.identity,
+                ephemeral=self._random.randbytes(32),
+                preshared_key=self._credentials.preshared_key,
+                prologue=binding(Mechanism.NOISE, Role.GATEWAY, cookie),
+                timestamp=tai64n(self._clock()),
+                parameters=parameters,
+            )
+
+        exchange_id = self._random.randbytes(8)
+        return InitiatorExchange(exchange_id, Mechanism.NOISE, new_context, now, self._policy.exchange_time)
+
+    def open_called(self, context: SecurityContext, path: Path, now: float) -> SAPair:
+        """See `rvpn.calls.Caller`."""
+        pair = SAPair(context, initiator=True, path=path, now=now)
+        inner_addresses = context.peer_parameters.inner_addresses
+        self._open_pair(Session(context.peer, context.peer, path, inner_addresses, now), pair, now)
+        return pair
+
     # --- the life of a session
-    # -------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------
+
+    def _give_up_unconfirmed(self, pair: SAPair) -> Sequence[Action]:
+        self._unconfirmed.pop(pair, None)
+        return super()._give_up_unconfirmed(pair)
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         established = self._unconfirmed.pop(pair, None)
@@ -199,30 +309,135 @@ class Gateway(TunnelEnd):
         self._established += 1
         session = pair.session
         assert session is not None
-        if len(session.pairs) > 1:
-            return []
-        fields: dict[str, str | int | float | bool] = {
-            "peer": session.peer.name,
-            "endpoint": str(pair.path.remote),
-        }
-        return [Event("session with client {peer} at {endpoint}", fields)]
+        self._endpoints[session.peer] = pair.path.remote
+        actions: list[Action] = []
+        if len(session.pairs) == 1:
+            fields: dict[str, str | int | float | bool] = {
+                "peer": session.name,
+                "endpoint": str(pair.path.remote),
+            }
+            actions.append(Event("session with client {peer} at {endpoint}", fields))
+        return actions + self._send_waiting(session, self._calls.confirmed(session.peer, now), now)
 
-    def _give_up_unconfirmed(self, pair: SAPair) -> Iterable[Action]:
-        self._unconfirmed.pop(pair, None)
-        return super()._give_up_unconfirmed(pair)
+    def _send_waiting(self, session: Session, packets: Iterable[bytes], now: float) -> list[Action]:
+        datagram = DatagramBatch(1 << 16) if packets else DatagramBatch(0)
+        actions: list[Action] = []
+        for packet in packets:
+            datagram.clear()
+            actions += self._seal(session, packet, addresses(memoryview(packet))[0], datagram, now)
+            if datagram.count:
+                actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
+        return actions
 
-    def _lost(self, session: Session, now: float) -> list[Action]:
-        """Nothing more to do: the client comes again if it wants to."""
-        return []
+    def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
+        """Give the client's addresses up; it comes again if it wants to."""
+        self._roaming.forget(session)
+        return self.presence.released(session)
 
     def unreachable(self, remote: Endpoint, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`. A gateway has no other way to its client; the counter tells."""
         return ()
 
+    def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`."""
+        return self._roaming.strayed(session, path, now)
+
+    # --- status (X4, R14)
+    # -------------------------------------------------------------------------------------
+
+    def drain(self, draining: bool, now: float) -> list[Action]:
+        """
+        Ask the clients to use other gateways, and take no new ones; or be a gateway like any other again.
+        """
+        self._draining = draining
+        return self._set_fitness("an administrator says so", now)
+
+    def lan_changed(self, down: bool, reason: str, now: float) -> list[Action]:
+        """Hear whether the LAN side is of use (R14)."""
+        self._lan_down = down
+        return self._set_fitness(reason, now)
+
+    def _set_fitness(self, reason: str, now: float) -> list[Action]:
+        before = self.fitness
+        self.fitness = Status.DRAINING if self._draining else Status.OK
+        if self._lan_down:
+            self.fitness = Status.LAN_DOWN
+        if self.fitness is before:
+            return []
+        words = self.fitness.name.lower().replace("_", " ")
+        actions: list[Action] = [
+            Event(
+                "this gateway's status is now {status}: {reason}", {"status": words, "reason": reason}, True
+            )
+        ]
+        for session in self.cache:
+            actions += self._say(session, Kind.STATUS, now, self.fitness)
+        return actions
+
+    # --- session control (DESIGN 6)
+    # ---------------------------------------------------------------------------
+
+    def _on_heartbeat(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
+        """Answer a heartbeat with an equal packet (R10), to where it came from, along which it came (R17)."""
+        assert pair.session is not None
+        if pair.session.closed:
+            raise RemoteError(DropReason.UNKNOWN_SESSION)
+        return [Send(pair.control.send(Kind.ANSWER, self.fitness, packet.sequence), path)]
+
+    def _on_claim(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
+        session = pair.session
+        assert session is not None
+        if session.closed:
+            raise RemoteError(DropReason.UNKNOWN_SESSION)
+        announcements = self.presence.claimed(session, packet.generation, now)
+        return [acknowledgement(pair, packet, path), *announcements]
+
+    def _on_response(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
+        assert pair.session is not None
+        return self._roaming.response(pair.session, packet.in_reply_to, path, now)
+
+    def _ask_owner(self, session: Session, now: float) -> list[Action]:
+        if session.sending is None:
+            return []
+        return [Send(session.sending.control.send(Kind.OWNER), session.path)]
+
+    def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """
+        Answer a literal heartbeat of a client's endpoint with an equal packet (R10, the patent's).
+
+        Nobody else draws anything, and nobody much: an echo without guards is a loop (CVE-2024-2169). A
+        gateway whose LAN side is down stays silent (R14).
+        """
+        if len(datagram) != LITERAL_SIZE or not self._policy.literal_heartbeats:
+            return super()._bare(datagram, path, now)
+        session = self.cache.by_endpoint.get(path.remote)
+        if session is None:
+            raise RemoteError(DropReason.UNKNOWN_SESSION)
+        if self.fitness is Status.LAN_DOWN:
+            return []
+        if not (session.literal_rate.allows(now) and self._literal_rate.allows(now)):
+            raise RemoteError(DropReason.TOO_MANY_HEARTBEATS)
+        return [Send(bytes(datagram), path)]
+
+    # --- status
+    # -----------------------------------------------------------------------------------------------
+
+    def forget_keys(self, lost_keys: LostKeys, now: float) -> list[Action]:
+        """Lose all keys at once, as a restart does, and go on as the next start (X3, R16)."""
+        self._lost_keys = lost_keys
+        actions: list[Action] = [Event("all keys are forgotten", warning=True)]
+        for session in self.cache:
+            self.cache.retire(session)
+            actions += self._lost(session, "its keys are forgotten", now)
+        for pair in list(self.cache.by_spi.values()):
+            self.cache.remove_pair(pair)
+        return actions
+
     def status(self, now: float) -> dict[str, Any]:
         """See `rvpn.interfaces.Node`."""
         return {
             "role": Role.GATEWAY.value,
+            "status": self.fitness.name.lower().replace("_", "-"),
             "sessions": [self.session_status(session, now) for session in self.cache],
             "exchanges": {"running": len(self._unconfirmed), "established": self._established},
             "drops": self.drop_counts(),

@@ -6,9 +6,9 @@ The failure detector: when a heartbeat is due, and when a gateway has failed (R6
     ASKED --- a sign of life ---> QUIET
           --- none within HeartbeatResponseTime: a second heartbeat; again none: FAILED
 
-There is one detector for each gateway in use. It is a calculation: the node tells it the time, answers, hints and
-payload, and does what the returned `Verdict` says. It looks at its session when its deadline comes, so that a packet
-costs it nothing.
+There is one detector for each gateway in use. It is a calculation: the node tells it the time, answers, hints
+and payload, and does what the returned `Verdict` says. It looks at its session when its deadline comes, so
+that a packet costs it nothing.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,9 @@ class _State(Enum):
 
 
 class Observed(Protocol):
-    """What a detector looks at: when the gateway last gave a sign of life, and how many packets it was sent."""
+    """
+    What a detector looks at: when the gateway last gave a sign of life, and how many packets it was sent.
+    """
 
     received_at: float
     packets_out: int
@@ -54,7 +56,9 @@ class Observed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The policy's heartbeat settings, in seconds; None is `auto` (X7), a confirm time of 0 means never (X8)."""
+    """
+    The policy's heartbeat settings, in seconds; None is `auto` (X7), a confirm time of 0 means never (X8).
+    """
 
     mode: HeartbeatMode
     response: float | None
@@ -63,7 +67,9 @@ class Timing:
 
 
 class RoundTrip:
-    """Smoothed round-trip time as RFC 6298 section 2 has it, but for its minimum of 1 s and the doubling (X7)."""
+    """
+    Smoothed round-trip time as RFC 6298 section 2 has it, but for its minimum of 1 s and the doubling (X7).
+    """
 
     def __init__(self) -> None:
         self.smoothed: float | None = None
@@ -113,7 +119,8 @@ class FailureDetector:
         self._only_answer_counts = self._hinted = self._late = False
         self._hinted_at = float("-inf")
 
-    # --- times ------------------------------------------------------------------------------------------------
+    # --- times
+    # ------------------------------------------------------------------------------------------------
 
     @property
     def response(self) -> float:
@@ -123,7 +130,10 @@ class FailureDetector:
         return self._round_trip.timeout or RESPONSE_UNMEASURED
 
     def defer(self, now: float) -> float:
-        """Seconds of silence after which a heartbeat is due (R6; X7 if `auto`: longer where there is no payload)."""
+        """
+        Seconds of silence after which a heartbeat is due (R6; X7 if `auto`: longer where there is no
+        payload).
+        """
         if self._timing.defer is not None:
             return max(self._timing.defer, self._shortest_defer)
         if now - self._active_at >= IDLE_AFTER:
@@ -160,7 +170,8 @@ class FailureDetector:
             return None
         return self._answered_at + self._timing.confirm
 
-    # --- what happens -----------------------------------------------------------------------------------------
+    # --- what happens
+    # -----------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> Verdict:
         """Decide what is due."""
@@ -235,7 +246,9 @@ class FailureDetector:
         return True
 
     def hint(self, now: float) -> Verdict:
-        """Hear that the gateway may be gone: ask at once, at most once per round trip (X6). NONE ignores hints."""
+        """
+        Hear that the gateway may be gone: ask at once, at most once per round trip (X6). NONE ignores hints.
+        """
         if self._timing.mode is HeartbeatMode.NONE:
             return Verdict.NOTHING
         if now - self._hinted_at < (self._round_trip.timeout or self.response):

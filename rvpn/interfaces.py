@@ -123,7 +123,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """A client's inner address is reached through this gateway from now on: say so on the LAN and answer for it."""
+    """
+    A client's inner address is reached through this gateway from now on: say so on the LAN and answer for it.
+    """
 
     address: IPAddress
 
@@ -157,6 +159,10 @@ class Parameters:
     `transforms` is the initiator's offer in its order of preference, or the acceptor's single choice.
     `lifetime` is in seconds. `inner_addresses` are those the client uses inside the tunnel. `refusal`, from
     the acceptor alone, says that it knows the initiator but takes no session from it, and why (short text).
+
+    From a gateway: `status` is how fit it is (X4, rvpn.session_control.Status), `shortest_defer` its lower
+    limit in seconds for the time between heartbeats (X7), `lost_key_token` what proves that it has lost the
+    keys (X3). `literal_heartbeats` is HeartbeatAuthentication = none, which both must have (DESIGN 6).
     """
 
     spi: int
@@ -164,6 +170,10 @@ class Parameters:
     inner_addresses: tuple[IPAddress, ...] = ()
     lifetime: float = 0.0
     refusal: str = ""
+    status: int = 0
+    shortest_defer: float = 0.0
+    lost_key_token: bytes = field(default=b"", repr=False)
+    literal_heartbeats: bool = False
 
 
 class SecurityContext(Protocol):

@@ -39,6 +39,12 @@ class Gatekeeper(Protocol):
     def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """Take a session control packet. Raises `RemoteError`."""
 
+    def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
+        """Hear that the newest packet of `session` came along another path than its own (DESIGN 3)."""
+
+    def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """Take an ESP packet of no session. Raises `RemoteError`."""
+
 
 class IPFilter:
     """See the module. `drops` counts by reason."""
@@ -90,13 +96,17 @@ class IPFilter:
         if pair is None:
             if len(datagram) == 1 and spi == _KEEPALIVE_SPI:
                 return []
-            raise RemoteError(DropReason.SHORT_DATAGRAM if len(datagram) < 4 else DropReason.UNKNOWN_SPI)
+            assert path is not None
+            return self._gatekeeper.unknown_spi(datagram, path, now)
         room = packets.view[packets.length :]
         length, next_header = pair.inbound.open_into(datagram, room)
         actions = [] if pair.confirmed else self._gatekeeper.confirmed(pair, now)
         session = pair.session
         assert session is not None
-        session.received_at = now
+        if not session.closed:
+            session.received_at = now
+        if path is not session.seen_path and path is not None:
+            actions += self._seen(session, pair, datagram, path, now)
         if next_header == NextHeader.DUMMY:
             return actions + self._answer(pair)
         self._check(session, room[:length], next_header)
@@ -105,6 +115,17 @@ class IPFilter:
         session.packets_in += 1
         session.bytes_in += length
         return actions
+
+    def _seen(
+        self, session: Session, pair: SAPair, datagram: memoryview, path: Path, now: float
+    ) -> list[Action]:
+        """Look at a path that this session's last packet did not come along; an old packet tells nothing."""
+        if int.from_bytes(datagram[4:8]) != pair.inbound.window.highest:
+            return []
+        if path.remote == session.path.remote:
+            session.seen_path = path
+            return []
+        return self._gatekeeper.strayed(session, path, now)
 
     def _check(self, session: Session, packet: memoryview, next_header: int) -> None:
         version_header, source, destination = addresses(packet)

@@ -11,16 +11,16 @@ come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rvpn import session_control
 from rvpn.agenda import Agenda
 from rvpn.constants import (
-    CLOSE_INTERVAL,
-    CLOSE_REPEATS,
     CONFIRMATION_TIME,
+    CONTROL_INTERVAL,
+    CONTROL_REPEATS,
     HARD_LIFETIME_FACTOR,
     OLD_SA_LINGER,
     PATH_MTU_LIFETIME,
@@ -40,7 +40,7 @@ from rvpn.interfaces import (
 )
 from rvpn.ipfilter import IPFilter
 from rvpn.packet import inspect, too_big, unreachable
-from rvpn.session_control import Kind
+from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session, SessionCache
 
 #: How the policy and `rvpn status` call the transforms.
@@ -48,6 +48,11 @@ TRANSFORM_NAMES = {
     TransformID.AES_GCM_16_256: "aes-gcm-256",
     TransformID.CHACHA20_POLY1305: "chacha20-poly1305",
 }
+
+#: Bytes of a literal heartbeat: the control SPI and 16 random bytes (DESIGN 6).
+LITERAL_SIZE = 20
+
+Answer = Callable[[SAPair, ControlPacket, Path, float], list[Action]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,12 @@ class TunnelEnd(ABC):
         self._credentials = credentials
         self._random = random
         self._link_mtu = link_mtu
-        self._closing: set[Session] = set()
+        self._sayings: dict[tuple[Session, Kind], _Saying] = {}
+        self._answers: dict[Kind, Answer] = {
+            Kind.ACK: self._on_ack,
+            Kind.CLOSE: self._on_close,
+            Kind.CHALLENGE: self._on_challenge,
+        }
 
     # --- what the roles decide -------------------------------------------------------------------------
 
@@ -85,8 +95,16 @@ class TunnelEnd(ABC):
         """Hear that `pair` is now what its session sends on."""
 
     @abstractmethod
-    def _lost(self, session: Session, now: float) -> list[Action]:
-        """Hear that `session` ended for a reason that did not come from this node."""
+    def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
+        """Hear that `session` ended because of its peer, not because this node was told to end it."""
+
+    @abstractmethod
+    def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`."""
+
+    @abstractmethod
+    def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`."""
 
     # --- packets and datagrams (rvpn.interfaces.Node) --------------------------------------------------
 
@@ -124,7 +142,7 @@ class TunnelEnd(ABC):
         try:
             self.filter.seal(session, packet, next_header, datagrams)
         except SAExhausted as error:
-            return self._fail(session, str(error), now)
+            return self.fail(session, str(error), now)
         return ()
 
     def _too_big(self, packet: memoryview | bytes, mtu: int, destination: bytes) -> list[Action]:
@@ -162,7 +180,7 @@ class TunnelEnd(ABC):
             self.agenda.at(now + OLD_SA_LINGER, lambda _, old=old: self._remove(old))  # type: ignore[misc]
         return self._confirmed(pair, now)
 
-    def _give_up_unconfirmed(self, pair: SAPair) -> Iterable[Action]:
+    def _give_up_unconfirmed(self, pair: SAPair) -> Sequence[Action]:
         if not pair.confirmed:
             self.cache.remove_pair(pair)
         return ()
@@ -180,36 +198,20 @@ class TunnelEnd(ABC):
         assert session is not None
         if session.sending is not pair:
             return self._remove(pair)
-        return self._fail(session, "its keys expired", now)
+        return self.fail(session, "its keys expired", now)
 
-    def _fail(self, session: Session, reason: str, now: float) -> list[Action]:
-        """End a session that is of no more use, and let the role look for another."""
+    def fail(self, session: Session, reason: str, now: float) -> list[Action]:
+        """End a session that is of no more use, and let the role look for another (R8)."""
         actions = self.end(session, reason, now)
-        return actions + self._lost(session, now)
+        return actions + self._lost(session, reason, now)
 
     def end(self, session: Session, reason: str, now: float) -> list[Action]:
-        """
-        End a session on our side: tell the peer, again until it acknowledges or CLOSE_REPEATS are sent
-        (DESIGN 6).
-        """
-        pair = session.sending
-        self._retire(session, now)
+        """End a session on our side, and tell the peer (DESIGN 6)."""
         actions: list[Action] = [_ended(session, reason)]
-        if pair is None:
-            return actions
-        self._closing.add(session)
-        return actions + self._send_close(session, pair, CLOSE_REPEATS, now)
-
-    def _send_close(self, session: Session, pair: SAPair, repeats: int, now: float) -> list[Action]:
-        if session not in self._closing:
-            return []
-        if not repeats:
-            self._closing.discard(session)
-            return []
-        self.agenda.at(
-            now + CLOSE_INTERVAL, lambda later: self._send_close(session, pair, repeats - 1, later)
-        )
-        return [Send(pair.control.send(Kind.CLOSE), session.path)]
+        if session.sending is not None:
+            actions += self._say(session, Kind.CLOSE, now)
+        self._retire(session, now)
+        return actions
 
     def _retire(self, session: Session, now: float) -> None:
         """Take a session out of the cache; its pairs stay open a while for what is still under way."""
@@ -219,22 +221,70 @@ class TunnelEnd(ABC):
 
     # --- session control (DESIGN 6) -----------------------------------------------------------------------
 
+    def _say(
+        self, session: Session, kind: Kind, now: float, status: Status = Status.OK, generation: int = 0
+    ) -> list[Action]:
+        """Send claim, close or status, again until acknowledged, CONTROL_REPEATS times in all."""
+        pair = session.sending
+        if pair is None:
+            return []
+        saying = _Saying(pair, session.path, kind, status, generation)
+        self._sayings[session, kind] = saying
+        return self._repeat(saying, session, now)
+
+    def _repeat(self, saying: "_Saying", session: Session, now: float) -> list[Action]:
+        if self._sayings.get((session, saying.kind)) is not saying:
+            return []
+        if len(saying.sequences) >= CONTROL_REPEATS:
+            del self._sayings[session, saying.kind]
+            return []
+        self.agenda.at(now + CONTROL_INTERVAL, lambda later: self._repeat(saying, session, later))
+        control = saying.pair.control
+        datagram = control.send(saying.kind, saying.status, generation=saying.generation)
+        saying.sequences.add(control.sequence)
+        return [Send(datagram, saying.path)]
+
     def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """Take a session control packet: `close` and its acknowledgement; other kinds draw nothing yet."""
+        """Take what has the control SPI: a session control packet, or by its length a bare one."""
+        if len(datagram) != session_control.CONTROL_SIZE:
+            return self._bare(datagram, path, now)
         pair = self.cache.by_spi.get(session_control.session_spi(datagram))
         if pair is None or pair.session is None:
             raise RemoteError(DropReason.UNKNOWN_SESSION)
         packet = pair.control.receive(datagram)
-        if packet.kind is Kind.ACK:
-            self._closing.discard(pair.session)
-            return []
-        if packet.kind is not Kind.CLOSE:
+        answer = self._answers.get(packet.kind)
+        if answer is None:
             raise RemoteError(DropReason.UNEXPECTED_CONTROL, packet.kind.name)
-        actions: list[Action] = [Send(pair.control.send(Kind.ACK, in_reply_to=packet.sequence), path)]
-        if pair.session.closed:
+        actions = [] if pair.confirmed else self.confirmed(pair, now)
+        pair.session.received_at = now
+        return actions + answer(pair, packet, path, now)
+
+    def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """Take an unauthenticated packet with the control SPI; the roles know some."""
+        raise RemoteError(
+            DropReason.SHORT_DATAGRAM if len(datagram) < LITERAL_SIZE else DropReason.MALFORMED_CONTROL
+        )
+
+    def _on_ack(self, pair: SAPair, packet: ControlPacket, _path: Path, _now: float) -> list[Action]:
+        assert pair.session is not None
+        for kind in (Kind.CLAIM, Kind.CLOSE, Kind.STATUS):
+            saying = self._sayings.get((pair.session, kind))
+            if saying is not None and saying.pair is pair and packet.in_reply_to in saying.sequences:
+                del self._sayings[pair.session, kind]
+        return []
+
+    def _on_close(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
+        session = pair.session
+        assert session is not None
+        actions: list[Action] = [acknowledgement(pair, packet, path)]
+        if session.closed:
             return actions
-        self._retire(pair.session, now)
-        return [*actions, _ended(pair.session, "the peer closed it"), *self._lost(pair.session, now)]
+        self._retire(session, now)
+        return [*actions, _ended(session, "the peer closed it"), *self._lost(session, "it has left", now)]
+
+    def _on_challenge(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
+        """Show that we are where the challenge went; the answer moves nothing here (DESIGN 3)."""
+        return [Send(pair.control.send(Kind.RESPONSE, in_reply_to=packet.sequence), path)]
 
     def close(self, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -243,7 +293,7 @@ class TunnelEnd(ABC):
     @property
     def quiet(self) -> bool:
         """See `rvpn.interfaces.Node`."""
-        return not self._closing
+        return not any(kind is Kind.CLOSE for _, kind in self._sayings)
 
     # --- path MTU -----------------------------------------------------------------------------------------
 
@@ -287,6 +337,23 @@ class TunnelEnd(ABC):
             reason.value: count
             for reason, count in sorted(self.filter.drops.items(), key=lambda i: i[0].value)
         }
+
+
+@dataclass(slots=True)
+class _Saying:
+    """A control packet that is repeated until acknowledged: the sequences under which it went."""
+
+    pair: SAPair
+    path: Path
+    kind: Kind
+    status: Status
+    generation: int
+    sequences: set[int] = field(default_factory=set)
+
+
+def acknowledgement(pair: SAPair, packet: ControlPacket, path: Path) -> Send:
+    """Return the acknowledgement of a claim, close or status."""
+    return Send(pair.control.send(Kind.ACK, in_reply_to=packet.sequence), path)
 
 
 def _ended(session: Session, reason: str) -> Event:

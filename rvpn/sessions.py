@@ -15,13 +15,15 @@ gateway's address; a gateway: the client's identity), by inner address and by th
 
 from collections.abc import Hashable, Iterable, Iterator
 
-from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU
+from rvpn.constants import LITERAL_PER_ENDPOINT, MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
 from rvpn.esp.sa import InboundSA, OutboundSA
+from rvpn.heartbeat import FailureDetector, RoundTrip
 from rvpn.interfaces import Endpoint, IPAddress, Path, PeerIdentity, RandomSource, SecurityContext
 from rvpn.keyexchange.keys import derive
-from rvpn.session_control import ControlChannel
+from rvpn.rate import Rate
+from rvpn.session_control import ControlChannel, Status
 
 #: Bytes; no packet is larger.
 UNLIMITED = 0xFFFF
@@ -41,6 +43,7 @@ class SAPair:
         "inbound",
         "initiator",
         "lifetime",
+        "lost_key_token",
         "made_at",
         "outbound",
         "path",
@@ -72,6 +75,7 @@ class SAPair:
         self.initiator = initiator
         self.path = path
         self.lifetime = answer.lifetime
+        self.lost_key_token = context.peer_parameters.lost_key_token
         self.made_at = now
         self.confirmed = False
         self.session: Session | None = None
@@ -92,13 +96,26 @@ class Session:
         self.name = peer.name if key == peer else str(key)
         self.peer = peer
         self.path = path
+        self.seen_path: Path | None = None
         self.use_addresses(inner_addresses)
         self.pairs: list[SAPair] = []
         self.sending: SAPair | None = None
         self.opened_at = self.received_at = now
         self.closed = False
         self.inner_mtu = UNLIMITED
+        self.status = Status.OK
+        self.shortest_defer = 0.0
+        self.round_trip = RoundTrip()
+        self.detector: FailureDetector | None = None
+        self.heartbeat_follows = False
+        self.packets_out_then = 0
+        self.literal_rate = Rate(LITERAL_PER_ENDPOINT)
         self.packets_in = self.packets_out = self.bytes_in = self.bytes_out = 0
+
+    @property
+    def gateway(self) -> IPAddress:
+        """At a client: the gateway."""
+        return self.path.remote.address
 
     def use_addresses(self, inner_addresses: Iterable[IPAddress]) -> None:
         """Take these for the client's inner addresses."""
@@ -202,6 +219,13 @@ class SessionCache:
             session.pairs.remove(pair)
             if session.sending is pair:
                 session.sending = None
+
+    def move(self, session: Session, path: Path) -> None:
+        """Send to another address of the peer from now on."""
+        if self.by_endpoint.get(session.path.remote) is session:
+            del self.by_endpoint[session.path.remote]
+        session.path = path
+        self.by_endpoint[path.remote] = session
 
     def retire(self, session: Session) -> None:
         """End `session`: it sends nothing more; its pairs stay open until the caller removes them."""

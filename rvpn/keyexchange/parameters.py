@@ -9,6 +9,10 @@ A sequence of type (1 byte), length (2 bytes, big-endian) and value:
     3  inner addresses  IP version (1 byte) and 4 or 16 bytes each
     4  lifetime         8 bytes, in milliseconds
     5  refusal          printable UTF-8, at most `MAX_REFUSAL` bytes
+    6  status           1 byte, absent for ok
+    7  shortest defer   4 bytes, in milliseconds
+    8  lost-key token   16 bytes
+    9  heartbeats       1 byte: 1 for the literal ones, absent for authenticated ones
 
 Each type occurs at most once. Unknown types and transforms are skipped: that is the room for later
 versions.
@@ -22,12 +26,14 @@ from ipaddress import IPv4Address, IPv6Address
 from rvpn.constants import MAX_SPI, MIN_SPI, TransformID
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import IPAddress, Parameters
+from rvpn.session_control import Status
 
 #: Bytes of encoded parameters that are accepted.
 MAX_PARAMETERS = 1024
 MAX_TRANSFORMS = 16
 MAX_ADDRESSES = 8
 MAX_REFUSAL = 128
+TOKEN_LENGTH = 16
 #: Bytes to which the initiator pads: more than any answer needs.
 INITIATOR_LENGTH = 320
 
@@ -44,6 +50,10 @@ class _Type(IntEnum):
     INNER_ADDRESSES = 3
     LIFETIME = 4
     REFUSAL = 5
+    STATUS = 6
+    SHORTEST_DEFER = 7
+    LOST_KEY_TOKEN = 8
+    LITERAL_HEARTBEATS = 9
 
 
 def encode(parameters: Parameters, at_least: int = 0) -> bytes:
@@ -56,7 +66,11 @@ def encode(parameters: Parameters, at_least: int = 0) -> bytes:
         _Type.SPI: parameters.spi.to_bytes(4, "big"),
         _Type.TRANSFORMS: b"".join(transform.to_bytes(2, "big") for transform in parameters.transforms),
         _Type.INNER_ADDRESSES: b"".join(bytes([a.version]) + a.packed for a in parameters.inner_addresses),
-        _Type.LIFETIME: round(parameters.lifetime * _MILLISECONDS).to_bytes(8, "big"),
+        _Type.LIFETIME: _milliseconds(parameters.lifetime, 8),
+        _Type.STATUS: bytes([parameters.status]) if parameters.status else b"",
+        _Type.SHORTEST_DEFER: _milliseconds(parameters.shortest_defer, 4),
+        _Type.LOST_KEY_TOKEN: parameters.lost_key_token,
+        _Type.LITERAL_HEARTBEATS: b"\1" if parameters.literal_heartbeats else b"",
         _Type.REFUSAL: parameters.refusal.encode()[:MAX_REFUSAL].decode(errors="ignore").encode(),
     }
     encoded = b"".join(_HEADER.pack(kind, len(value)) + value for kind, value in values.items() if value)
@@ -83,7 +97,22 @@ def decode(data: bytes) -> Parameters:
         inner_addresses=tuple(_addresses(values.get(_Type.INNER_ADDRESSES, b""))),
         lifetime=lifetime / _MILLISECONDS,
         refusal=refusal,
+        status=_status(values.get(_Type.STATUS, b"\0")),
+        shortest_defer=int.from_bytes(_sized(values.get(_Type.SHORTEST_DEFER, bytes(4)), 4, "shortest defer"))
+        / _MILLISECONDS,
+        lost_key_token=values.get(_Type.LOST_KEY_TOKEN, b"")[:TOKEN_LENGTH],
+        literal_heartbeats=values.get(_Type.LITERAL_HEARTBEATS) == b"\1",
     )
+
+
+def _milliseconds(seconds: float, size: int) -> bytes:
+    """Return the encoding of a time, empty for none."""
+    return round(seconds * _MILLISECONDS).to_bytes(size, "big") if seconds else b""
+
+
+def _status(value: bytes) -> int:
+    """Read a status; one of a later version is taken for the worst."""
+    return min(_sized(value, 1, "status")[0], max(Status))
 
 
 def _malformed(what: str) -> RemoteError:

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from rvpn.constants import DEFAULT_PORT, EXCHANGE_TIME, KEY_LIFETIME, HeartbeatMode, TransformID
+from rvpn.constants import (
+    CONFIRM_TIME,
+    DEFAULT_PORT,
+    EXCHANGE_TIME,
+    FAILBACK_HOLD_DOWN,
+    KEY_LIFETIME,
+    HeartbeatMode,
+    TransformID,
+)
 from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
 
 
@@ -62,7 +70,12 @@ class Policy:
     heartbeat: HeartbeatMode = HeartbeatMode.NONE
     heartbeat_response_time: float | None = 1.0
     heartbeat_defer_time: float | None = 5.0
+    heartbeat_confirm_time: float = CONFIRM_TIME
+    literal_heartbeats: bool = False
     randomize_clusters: bool = True
+    standby: int = 0
+    failback: bool = False
+    failback_hold_down: float = FAILBACK_HOLD_DOWN
     port: int = DEFAULT_PORT
     listen: tuple[IPAddress, ...] = (IPv4Address(0), IPv6Address(0))
     transforms: tuple[TransformID, ...] = (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305)

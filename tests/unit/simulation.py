@@ -29,6 +29,7 @@ from rvpn.interfaces import (
     Send,
 )
 from rvpn.keyexchange.noise import public_key
+from rvpn.lost_keys import LostKeys
 from rvpn.node import Credentials
 from rvpn.packet import checksum
 from rvpn.policy.model import Client as PolicyClient
@@ -100,6 +101,7 @@ class Network:
         self.random = random.Random(seed)
         self.now = 1000.0
         self.wire = wire
+        self.starts: dict[bytes, int] = {}
         self.sent: list[tuple[float, bytes, Endpoint, Endpoint]] = []
         self._queue: list[tuple[float, int, bytes, Endpoint, Endpoint]] = []
         self._numbers = count()
@@ -121,7 +123,11 @@ class Network:
                 clients=(PolicyClient(1, identity(client_key), (INNER,)),),
                 lan_networks=(ip_network("10.0.0.0/24"),),
             ),
-            **{key: value for key, value in policy.items() if key in {"key_lifetime", "transforms"}},
+            **{
+                key: value
+                for key, value in policy.items()
+                if key in {"key_lifetime", "transforms", "literal_heartbeats"}
+            },
         )
         self.client = Host(
             Client(
@@ -129,14 +135,15 @@ class Network:
                 Credentials(client_key),
                 (INNER,),
                 self.random,
-                lambda: 1.7e9 + self.now,
+                self.clock,
+                self.now,
             ),
             CLIENT_ENDPOINT,
         )
         self.client_key, self.keys = client_key, keys
         self.gateways = [
             Host(
-                Gateway(self.gateway_policy, Credentials(key), self.random, self.now),
+                self._gateway(key),
                 Endpoint(address, 4500),
             )
             for address, key in zip(addresses, keys, strict=True)
@@ -148,10 +155,21 @@ class Network:
         """Return the client and the gateways."""
         return [self.client, *self.gateways]
 
+    def clock(self) -> float:
+        """Return the time of day."""
+        return 1.7e9 + self.now
+
+    def _gateway(self, key: bytes) -> Gateway:
+        self.starts[key] = self.starts.get(key, 0) + 1
+        lost_keys = LostKeys(key, self.starts[key])
+        return Gateway(
+            self.gateway_policy, Credentials(key), self.random, self.clock, self.now, lost_keys=lost_keys
+        )
+
     def restart(self, index: int) -> None:
         """Replace a gateway by a new process with the same keys on disk, and nothing remembered."""
         host = self.gateways[index]
-        host.node = Gateway(self.gateway_policy, Credentials(self.keys[index]), self.random, self.now)
+        host.node = self._gateway(self.keys[index])
         host.alive = True
 
     def send(self, host: Host[Any], packet: bytes) -> None:

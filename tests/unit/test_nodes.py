@@ -272,7 +272,7 @@ class ConfirmationTests(SynchronousTestCase):
         network.run(1)
         network.act(network.client, network.client.node.close(network.now))
         network.run(1)
-        network.client.node._clock = lambda: 1.0
+        network.client.node.time_of_day = lambda: 1.0
         network.run(3)
         network.send(network.client, OUT)
         network.run(1)
@@ -491,7 +491,8 @@ class KeyRequestTests(SynchronousTestCase):
         network.send(network.client, OUT)
         network.run(1)
         network.act(
-            network.client, network.client.node.kms.renew(network.gateways[1].endpoint.address, network.now)
+            network.client,
+            network.client.node.authenticate(network.gateways[1].endpoint.address, network.now),
         )
         network.run(1)
         network.send(network.gateways[1], BACK)
@@ -504,9 +505,9 @@ class KeyRequestTests(SynchronousTestCase):
         network = Network(3, randomize_clusters=False)
         for index in (2, 1):
             address = network.gateways[index].endpoint.address
-            network.act(network.client, network.client.node.kms.renew(address, network.now))
+            network.act(network.client, network.client.node.authenticate(address, network.now))
             network.run(1)
-            cluster = network.client.node._clusters["Cluster 1"]
+            cluster = network.client.node.failover.clusters["Cluster 1"]
             cluster.in_use = None
         network.send(network.client, OUT)
         network.run(1)

@@ -1,0 +1,87 @@
+"""
+A client's new address: its session moves there only after a challenge (DESIGN 3).
+
+    the newest packet of a session comes from elsewhere -> challenges go to both addresses
+        -> the new one answers and the old one does not in time: the session moves
+        -> the old one answers: it stays
+
+So neither a packet that an attacker repeats from its own address, nor one that it delays, draws a session
+away from a client that still answers where it was.
+"""
+
+from dataclasses import dataclass
+
+from rvpn.agenda import Agenda
+from rvpn.constants import EXCHANGE_TIME, ROAMING_PATIENCE
+from rvpn.interfaces import Action, Event, Path, Send
+from rvpn.session_control import Kind
+from rvpn.sessions import Session, SessionCache
+
+
+@dataclass(slots=True)
+class _Move:
+    """Challenges under way: their sequences, and when they went."""
+
+    path: Path
+    sequence: int
+    old_sequence: int
+    sent_at: float
+
+
+class Roaming:
+    """The moves under way of a gateway's sessions, at most one for each."""
+
+    def __init__(self, cache: SessionCache, agenda: Agenda) -> None:
+        self._cache = cache
+        self._agenda = agenda
+        self._moves: dict[Session, _Move] = {}
+
+    def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
+        """Hear that the newest packet of `session` came along `path`: challenge both addresses."""
+        pair = session.sending
+        if session in self._moves or pair is None:
+            return []
+        control = pair.control
+        challenge = control.send(Kind.CHALLENGE)
+        move = _Move(path, control.sequence, 0, now)
+        old_challenge = control.send(Kind.CHALLENGE)
+        move.old_sequence = control.sequence
+        self._moves[session] = move
+        self._agenda.at(now + EXCHANGE_TIME, lambda _: self._give_up(session, move))
+        return [Send(challenge, path), Send(old_challenge, session.path)]
+
+    def response(self, session: Session, sequence: int, path: Path, now: float) -> list[Action]:
+        """Hear an answer to a challenge."""
+        move = self._moves.get(session)
+        if move is None:
+            return []
+        if sequence == move.old_sequence and path.remote == session.path.remote:
+            del self._moves[session]
+        elif sequence == move.sequence and path.remote == move.path.remote:
+            patience = max(ROAMING_PATIENCE, 2 * (now - move.sent_at))
+            self._agenda.at(move.sent_at + patience, lambda _: self._move(session, move))
+        return []
+
+    def forget(self, session: Session) -> None:
+        """Drop what is under way for a session that ends."""
+        self._moves.pop(session, None)
+
+    def _move(self, session: Session, move: _Move) -> list[Action]:
+        if self._moves.get(session) is not move:
+            return []
+        del self._moves[session]
+        if session.closed:
+            return []
+        old = session.path.remote
+        self._cache.move(session, move.path)
+        fields: dict[str, str | int | float | bool] = {
+            "peer": session.name,
+            "old": str(old),
+            "new": str(move.path.remote),
+        }
+        return [Event("client {peer} moved from {old} to {new}", fields)]
+
+    def _give_up(self, session: Session, move: _Move) -> list[Action]:
+        if self._moves.get(session) is move:
+            del self._moves[session]
+        return []
