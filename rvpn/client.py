@@ -172,6 +172,12 @@ class Client(TunnelEnd):
                 actions += self.failover.received(session, now)
         return actions
 
+    def close(self, now: float) -> Sequence[Action]:
+        """See `rvpn.interfaces.Node`."""
+        for cluster in self.failover.clusters.values():
+            cluster.in_use = None
+        return super().close(now)
+
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
         """Let through what comes from a target behind that gateway (R13) to one of our inner addresses."""
         if destination not in self._packed_addresses:
