@@ -88,6 +88,57 @@ KEYS = (
     ),
     Key(
         section="GENERAL",
+        syntax="HeartbeatConfirmTime",
+        field="heartbeat_confirm_time",
+        type=values.number(0, 3600),
+        unit="seconds",
+        default="10",
+        description="How long the client may send without an answer to a heartbeat although packets arrive:"
+        " what it sends may go nowhere. 0 asks for none, as the patent has it.",
+        example="HeartbeatConfirmTime = 2",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="HeartbeatAuthentication",
+        field="literal_heartbeats",
+        type=values.HEARTBEAT_AUTHENTICATION,
+        default="yes",
+        description="`none` takes the patent's literal heartbeat, an unauthenticated echo; client and gateway"
+        " must agree.",
+        example="HeartbeatAuthentication = none",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="Standby",
+        field="standby",
+        type=values.whole_number(0, 15),
+        default="0",
+        description="With how many gateways after the one in use the client keeps sessions, so that a"
+        " failover is a switch and no key exchange.",
+        example="Standby = 1",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="Failback",
+        field="failback",
+        type=values.YES_NO,
+        default="no",
+        description="Whether the client returns to a gateway that stands earlier in the order.",
+        example="Failback = yes",
+    ),
+    Key(
+        section="GENERAL",
+        syntax="FailbackHoldDown",
+        field="failback_hold_down",
+        type=values.number(1, 3600),
+        unit="seconds",
+        default="60",
+        description="How long a gateway that failed is not returned to; twice as long if it soon fails"
+        " again.",
+        example="FailbackHoldDown = 300",
+    ),
+    Key(
+        section="GENERAL",
         syntax="RandomizeClusters",
         field="randomize_clusters",
         type=values.YES_NO,

@@ -113,6 +113,17 @@ def number(minimum: float, maximum: float) -> ValueType[float]:
     return ValueType(f"a number from {minimum:g} to {maximum:g}", convert)
 
 
+def whole_number(minimum: int, maximum: int) -> ValueType[int]:
+    """Accept decimal digits within limits."""
+
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not minimum <= int(text) <= maximum:
+            raise ValueError
+        return int(text)
+
+    return ValueType(f"a whole number from {minimum} to {maximum}", convert)
+
+
 # --- Addresses ----------------------------------------------------------------------------------
 
 
@@ -232,18 +243,12 @@ def _public_key(text: str) -> PeerIdentity:
     return PeerIdentity(Mechanism.NOISE, text)
 
 
-def _port(text: str) -> int:
-    if not re.fullmatch("[0-9]+", text) or not 1 <= int(text) <= 65535:
-        raise ValueError
-    return int(text)
-
-
 def _endpoint(text: str) -> tuple[IPAddress, int | None]:
     match = re.fullmatch(r"(?:\[(.*)\]|([^:]*)):([0-9]+)", text)
-    return (_host(match[1] or match[2]), _port(match[3])) if match else (_host(text), None)
+    return (_host(match[1] or match[2]), PORT.convert(match[3])) if match else (_host(text), None)
 
 
-PORT = ValueType("a whole number from 1 to 65535", _port)
+PORT = whole_number(1, 65535)
 PUBLIC_KEY = ValueType("a public key: base64 of 32 bytes", _public_key)
 ENDPOINT = ValueType("an endpoint as address, IPv4:port or [IPv6]:port", _endpoint)
 
@@ -270,6 +275,7 @@ def _interface(text: str) -> str:
 
 
 HEARTBEAT = choice({mode.value: mode for mode in HeartbeatMode})
+HEARTBEAT_AUTHENTICATION = choice({"yes": False, "none": True})
 YES_NO = choice({"yes": True, "no": False})
 TRANSFORM = choice(
     {"aes-gcm-256": TransformID.AES_GCM_16_256, "chacha20-poly1305": TransformID.CHACHA20_POLY1305}
