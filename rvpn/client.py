@@ -62,6 +62,8 @@ from rvpn.sessions import SAPair, Session
 
 #: Addresses whose policy lookup is remembered; when there are more, all are forgotten.
 _REMEMBERED_LOOKUPS = 4096
+#: Packets back to which an ICMP error may refer.
+_RECENT = 1024
 _CONTROL_SPI = b"\xff" * 4
 
 
@@ -193,6 +195,22 @@ class Client(TunnelEnd):
     def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """See `rvpn.ipfilter.Gatekeeper`."""
         raise RemoteError(DropReason.UNKNOWN_SPI)
+
+    def refused(self, remote: Endpoint, quote: bytes, now: float) -> list[Action]:
+        """
+        Hear an ICMP error about a datagram of ours, of which it quotes the beginning: a hint (X6).
+
+        It must quote our SPI and a recent sequence: who is not on the path cannot make that up.
+        """
+        session = self.cache.by_endpoint.get(remote)
+        pair = session.sending if session is not None else None
+        if session is None or pair is None or not _is_recent(quote, pair):
+            return []
+        return self.failover.hint(session, now)
+
+    def host_changed(self, now: float) -> list[Action]:
+        """Hear that links or addresses of this host changed, or that it slept: probe instead of waiting (X6)."""
+        return self.failover.network_changed(now)
 
     def _cluster_of(self, address: bytes) -> ClusterInUse | None:
         """Return the cluster of the first tunnel entry that covers `address` (packed)."""
@@ -585,6 +603,15 @@ class Client(TunnelEnd):
             "drops": self.drop_counts(),
             "failovers": self.failover.journal.status(),
         }
+
+
+def _is_recent(quote: bytes, pair: SAPair) -> bool:
+    """Tell whether `quote` begins as one of the last packets sent under `pair` does."""
+    if quote[:4] == _CONTROL_SPI:
+        ours, sequence = quote[8:12] == pair.outbound.spi.to_bytes(4), quote[12:20]
+        return ours and len(sequence) == 8 and 0 <= pair.control.sequence - int.from_bytes(sequence) < _RECENT
+    ours, sequence = quote[:4] == pair.outbound.spi.to_bytes(4), quote[4:8]
+    return ours and len(sequence) == 4 and 0 <= pair.outbound.packets - int.from_bytes(sequence) < _RECENT
 
 
 def _learn(session: Session, told: Parameters) -> None:

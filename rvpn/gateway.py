@@ -338,6 +338,10 @@ class Gateway(TunnelEnd):
         """See `rvpn.interfaces.Node`. A gateway has no other way to its client; the counter tells."""
         return ()
 
+    def refused(self, remote: Endpoint, quote: bytes, now: float) -> Sequence[Action]:
+        """See `rvpn.interfaces.Node`. Clients come and go; their sessions end by age or close."""
+        return ()
+
     def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
         """See `rvpn.ipfilter.Gatekeeper`."""
         return self._roaming.strayed(session, path, now)

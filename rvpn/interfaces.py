@@ -242,6 +242,9 @@ class Node(Protocol):
     def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
         """Learn that the path to `remote` carries packets of at most `mtu` bytes, IP header included."""
 
+    def refused(self, remote: Endpoint, quote: bytes, now: float) -> Sequence[Action]:
+        """Hear an ICMP error about a datagram to `remote` that began with `quote`."""
+
     def unreachable(self, remote: Endpoint, now: float) -> Sequence[Action]:
         """Learn that this host has no way to send to `remote` (ENETUNREACH and its like)."""
 
