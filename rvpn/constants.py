@@ -128,6 +128,8 @@ REFUSALS_TOLD_PER_SECOND = 5
 SHORTEST_DEFER = 0.02
 #: Literal heartbeats that a gateway answers each second: from one endpoint, and in all (DESIGN 6).
 LITERAL_PER_ENDPOINT, LITERAL_IN_ALL = 50, 20_000
+#: Probes in a row, answered or not, that change a gateway's mind about its LAN, and seconds between them (R14).
+PROBE_TRIES, PROBE_INTERVAL = 3, 1.0
 #: The MTU of a link about which nothing is known: Ethernet's.
 LINK_MTU = 1500
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).

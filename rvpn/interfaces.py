@@ -137,7 +137,15 @@ class Withdraw:
     address: IPAddress
 
 
-Action = Send | Deliver | Event | Announce | Withdraw
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask `target` on the LAN for an echo with this sequence number of 16 bits (R14)."""
+
+    target: IPAddress
+    sequence: int
+
+
+Action = Send | Deliver | Event | Announce | Withdraw | Probe
 
 
 # --- Key exchange ----------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ The policy file: text -> `Policy` -> lookup.
 `statements` reads the lines of a file, by the table in `keys` and the types in `values`. `grammar` resolves
 what they say of each other and makes a `Policy` (`model`), or a `Diagnostic` of each fault. `lint` adds
 warnings. From the policy's tunnel entries `lookup` builds a `TunnelIndex`, which tells the entry of each
-target address.
+target address. `auto` puts the detected access server into the entries for AUTO.
 
 Services call `load`, `rvpn policy check` calls `check`, the data path calls `TunnelIndex.find_packed`.
 """
 
+from rvpn.policy.auto import resolve_auto
 from rvpn.policy.diagnostics import Diagnostic, PolicyError, Severity
 from rvpn.policy.grammar import load, parse
 from rvpn.policy.lint import check
@@ -28,4 +29,5 @@ __all__ = [
     "check",
     "load",
     "parse",
+    "resolve_auto",
 ]

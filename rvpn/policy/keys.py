@@ -285,6 +285,26 @@ KEYS = (
         example="Networks = 10.0.0.0/24 fd00:1::/64",
     ),
     Key(
+        section="LAN",
+        syntax="Probe",
+        field="probe",
+        type=values.HOST,
+        description="A machine on the LAN that answers pings; a gateway that hears nothing of it tells its"
+        " clients that its LAN is down.",
+        example="Probe = 10.0.0.1",
+    ),
+    Key(
+        section="LAN",
+        syntax="ProbeInterval",
+        field="probe_interval",
+        type=values.number(0.01, 3600),
+        unit="seconds",
+        default="1",
+        description="The time between two probes; three in a row without an answer mean that the LAN is down,"
+        " three in a row with one that it is up again.",
+        example="ProbeInterval = 0.2",
+    ),
+    Key(
         section="CONTROL",
         syntax="Socket",
         field="control_socket",

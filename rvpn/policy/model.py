@@ -14,6 +14,7 @@ from rvpn.constants import (
     EXCHANGE_TIME,
     FAILBACK_HOLD_DOWN,
     KEY_LIFETIME,
+    PROBE_INTERVAL,
     HeartbeatMode,
     TransformID,
 )
@@ -92,5 +93,7 @@ class Policy:
     inner_addresses: tuple[IPAddress, ...] | None = None
     lan_interface: str | None = None
     lan_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    probe: IPAddress | None = None
+    probe_interval: float = PROBE_INTERVAL
     control_socket: str | None = None
     state_directory: str | None = None
