@@ -8,7 +8,7 @@ be made and taken back again.
 
 import errno
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -23,7 +23,8 @@ from rvpn.errors import LocalError
 from rvpn.interfaces import IPAddress
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
+_IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_RUNNING = 0x1, 0x8, 0x10, 0x40  # linux/if.h
+_TABLE_MAIN, _UNICAST = 254, 1  # linux/rtnetlink.h
 _FIB_RULE_INVERT = 0x2  # linux/fib_rules.h
 _IFA_F_NODAD = 0x02  # linux/if_addr.h: usable at once; a TUN has no neighbours to ask
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
@@ -83,6 +84,23 @@ class OuterPath:
     mtu: int
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """
+    An interface: its name, whether it can carry packets (set up, with a carrier), and whether to one peer.
+    """
+
+    name: str
+    up: bool
+    point_to_point: bool
+
+    @classmethod
+    def of(cls, name: str, flags: int) -> "Link":
+        """Read the flags of netdevice(7)."""
+        ready = _IFF_UP | _IFF_RUNNING
+        return cls(name, flags & ready == ready, bool(flags & _IFF_POINTOPOINT))
+
+
 class Netlink:
     """An rtnetlink socket in the network namespace in which it was made. Every method raises `LocalError`."""
 
@@ -114,6 +132,43 @@ class Netlink:
         """Return the addresses of all interfaces."""
         with _refused("read addresses"):
             return {ip_address(found.get("address")) for found in self._kernel.get_addr()}
+
+    def links(self) -> dict[int, Link]:
+        """Return all interfaces by index."""
+        with _refused("read the interfaces"):
+            return {
+                link["index"]: Link.of(link.get("ifname"), link["flags"]) for link in self._kernel.get_links()
+            }
+
+    def access_server(self, without: Collection[int]) -> IPAddress | None:
+        """
+        Return the access server that AUTO stands for (R15): of IPv4, else of IPv6, the peer of a point-to-
+        point link, else the default gateway with the lowest metric; None if there is neither.
+
+        Links that are down do not count, nor do those `without` (by index): our own TUN device. The default
+        gateway of IPv6 is usually a link-local address, which tells sites apart only as far as it is unique.
+        """
+        links = {index: link for index, link in self.links().items() if link.up and index not in without}
+        with _refused("look for the access server"):
+            for family in _FAMILY.values():
+                for server in (*self._peers(family, links), *self._default_gateways(family, links)):
+                    return ip_address(server)
+        return None
+
+    def _peers(self, family: int, links: Mapping[int, Link]) -> Iterator[str]:
+        for found in self._kernel.get_addr(family=family):
+            own, peer = found.get("local"), found.get("address")
+            link = links.get(found["index"])
+            if link is not None and link.point_to_point and own not in (None, peer):
+                yield peer
+
+    def _default_gateways(self, family: int, links: Mapping[int, Link]) -> Iterator[str]:
+        routes = self._kernel.get_default_routes(family=family, table=_TABLE_MAIN)
+        for route in sorted(routes, key=lambda route: route.get("priority") or 0):
+            hops = [(hop["oif"], hop.get("gateway")) for hop in route.get("multipath") or ()]
+            for device, gateway in hops or [(route.get("oif"), route.get("gateway"))]:
+                if route["type"] == _UNICAST and device in links and gateway is not None:
+                    yield gateway
 
     def smallest_mtu(self, without: Collection[str]) -> int:
         """Return the smallest MTU of all links that are up but loopback and these; by default Ethernet's."""

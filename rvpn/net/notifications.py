@@ -1,13 +1,14 @@
 """
 What rtnetlink notifications say: bytes from the kernel -> links, addresses and routes that changed.
 
-A notification is an nlmsghdr, a fixed part and attributes, in host byte order (linux/netlink.h, linux/rtnetlink.h).
-`NetworkState` remembers what each link and address was last said to be: a lease that is renewed, an address that
-is still being checked for duplicates or new statistics of a link change nothing. It decodes no more than it needs,
-for a routing daemon that moves its table must not hold up packets: 3 us a message, where pyroute2 takes 50 to 300.
+A notification is an nlmsghdr, a fixed part and attributes, in host byte order (linux/netlink.h,
+linux/rtnetlink.h). `NetworkState` remembers what each link and address was last said to be: a lease that is
+renewed, an address that is still being checked for duplicates or new statistics of a link change nothing.
+It decodes no more than it needs, for a routing daemon that moves its table must not hold up packets: 3 us a
+message, where pyroute2 takes 50 to 300.
 
-IPv4 routes that vanish with a link or an address do so without a notification of their own. So whatever happens to
-those counts as a change of routes too.
+IPv4 routes that vanish with a link or an address do so without a notification of their own. So whatever
+happens to those counts as a change of routes too.
 """
 
 import struct
@@ -59,7 +60,7 @@ class NetworkState:
 
     def __init__(self, without: Collection[int] = (), tables: Collection[int] = ()) -> None:
         self._links: dict[int, Link] = {}
-        self._addresses: dict[tuple[int, bytes], bool] = {}
+        self._addresses: set[tuple[int, bytes]] = set()
         self._without = without
         self._tables = {_TABLE_LOCAL, *tables}
 
@@ -112,12 +113,15 @@ class NetworkState:
             return
         if _IFA_FLAGS in attributes:  # the fixed part has room for the first eight of them
             (flags,) = _NUMBER.unpack_from(attributes[_IFA_FLAGS])
-        own = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
+        address = index, attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
         usable = new and not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
-        if self._addresses.pop((index, own), not new) != usable:
+        was_usable = address in self._addresses or not new
+        if usable != was_usable:
             changes.addresses = changes.routes = True
         if usable:
-            self._addresses[index, own] = True
+            self._addresses.add(address)
+        else:
+            self._addresses.discard(address)
 
     def _read_route(self, attributes: dict[int, bytes], changes: Changes) -> None:
         device, table = (

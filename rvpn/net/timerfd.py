@@ -1,6 +1,6 @@
 """
-Timers of the kernel as descriptors in the reactor (timerfd_create(2)), for what `reactor.callLater` cannot do: it
-counts the time of day, stands still in a suspended machine, and hears of neither.
+Timers of the kernel as descriptors in the reactor (timerfd_create(2)), for what `reactor.callLater` cannot
+do: it counts the time of day, stands still in a suspended machine, and hears of neither.
 
 A subclass arms the timer and reads it in `doRead`.
 """
