@@ -79,7 +79,7 @@ class Presence:
         self.newest[session.key] = generation
         ownership = self._by_client.setdefault(session.key, _Ownership(session))
         gone = [address for address in self._held(ownership) if address not in session.inner_addresses]
-        withdrawn: list[Action] = [] if ownership.doubted else [Withdraw(address) for address in gone]
+        withdrawn = self._withdraw(ownership, gone)
         for address in gone:
             del self._by_address[address.packed]
         ownership.session, ownership.addresses = session, session.inner_addresses
@@ -88,13 +88,13 @@ class Presence:
         return withdrawn + self._announce(ownership, ANNOUNCE_AGAIN, now)
 
     def released(self, session: Session) -> list[Action]:
-        """Hear that `session` has ended, or that its client does not use this gateway."""
+        """Hear that `session` has ended, or that its client says it does not use this gateway."""
         ownership = self._by_client.get(session.key)
         if ownership is None or ownership.session is not session:
             return []
-        actions = [] if ownership.doubted else self._withdraw(ownership)
+        withdrawn = self._withdraw(ownership, self._held(ownership))
         self._forget(ownership)
-        return actions
+        return withdrawn
 
     def contradicted(self, address: IPAddress, now: float) -> list[Action]:
         """Hear that another machine on the LAN announced `address`."""
@@ -106,7 +106,18 @@ class Presence:
         everything = list(self._by_client.values())
         return [action for ownership in everything for action in self._doubt(ownership, now)]
 
-    # --- announcements --------------------------------------------------------------------------------------
+    def _held(self, ownership: _Ownership) -> list[IPAddress]:
+        """Return the client's addresses but those that went to another client since."""
+        held_by = self._by_address.get
+        return [address for address in ownership.addresses if held_by(address.packed) is ownership]
+
+    def _forget(self, ownership: _Ownership) -> None:
+        ownership.plan(None)
+        for address in self._held(ownership):
+            del self._by_address[address.packed]
+        del self._by_client[ownership.session.key]
+
+    # --- on the LAN ---------------------------------------------------------------------------------------
 
     def _announce(self, ownership: _Ownership, again: tuple[float, ...], now: float) -> list[Action]:
         ownership.plan(self._announce_at(now + again[0], ownership, again[1:]) if again else None)
@@ -121,39 +132,28 @@ class Presence:
 
         return self._agenda.at(when, announce)
 
-    def _withdraw(self, ownership: _Ownership) -> list[Action]:
-        return [Withdraw(address) for address in self._held(ownership)]
+    def _withdraw(self, ownership: _Ownership, addresses: Iterable[IPAddress]) -> list[Action]:
+        return [] if ownership.doubted else [Withdraw(address) for address in addresses]
 
-    def _held(self, ownership: _Ownership) -> list[IPAddress]:
-        """Return the client's addresses but those that went to another client since."""
-        return [
-            address for address in ownership.addresses if self._by_address.get(address.packed) is ownership
-        ]
-
-    # --- doubt ----------------------------------------------------------------------------------------------
+    # --- doubt --------------------------------------------------------------------------------------------
 
     def _doubt(self, ownership: _Ownership, now: float) -> list[Action]:
         if ownership.doubted:
             return []
+        withdrawn = self._withdraw(ownership, self._held(ownership))
         ownership.doubted = True
-        return self._withdraw(ownership) + self._question(ownership, OWNER_QUESTIONS, now)
+        return withdrawn + self._question(ownership, OWNER_QUESTIONS, now)
 
     def _question(self, ownership: _Ownership, left: int, now: float) -> list[Action]:
         """Ask the client until it answers or was asked often enough, at most once per response time."""
-        actions: list[Action] = []
+        asked: list[Action] = []
         if now >= ownership.may_ask_at:
             if not left:
                 self._forget(ownership)
                 return []
             left -= 1
             ownership.may_ask_at = now + self.response_time
-            actions += self._ask(ownership.session, now)
+            asked += self._ask(ownership.session, now)
         when = ownership.may_ask_at
         ownership.plan(self._agenda.at(when, lambda later: self._question(ownership, left, later)))
-        return actions
-
-    def _forget(self, ownership: _Ownership) -> None:
-        ownership.plan(None)
-        for address in self._held(ownership):
-            del self._by_address[address.packed]
-        del self._by_client[ownership.session.key]
+        return asked

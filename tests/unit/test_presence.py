@@ -20,6 +20,8 @@ from rvpn.sessions import Session
 INNER, INNER6, OTHER = ip_address("10.99.0.1"), ip_address("fd00:99::1"), ip_address("10.99.0.2")
 PATH = Path(Endpoint(ip_address("192.0.2.1"), 4500))
 RESPONSE = 0.2
+#: How often a client sends a claim that is not acknowledged, and the seconds between (DESIGN 6).
+CLAIMS, CLAIM_INTERVAL = 4, 0.1
 
 
 def session(name: str = "client", *addresses: IPAddress) -> Session:
@@ -107,6 +109,7 @@ class OneGatewayTests(SynchronousTestCase):
         self.assertFalse(self.owned())
         self.assertEqual(self.presence.released(self.session), [])
         self.assertEqual(self.wait(10), [])
+        self.assertEqual(self.presence.clock_jumped(self.now), [])
 
     def test_release_of_a_former_session(self) -> None:
         """The end of a session that its client no longer claims by takes nothing away."""
@@ -124,6 +127,13 @@ class OneGatewayTests(SynchronousTestCase):
         self.assertTrue(self.owned(INNER))
         self.assertFalse(self.owned(INNER6))
 
+    def test_fewer_addresses_in_doubt(self) -> None:
+        """What doubt has withdrawn is not withdrawn again, and no longer contradicted if it is gone."""
+        self.claim(7)
+        self.presence.contradicted(INNER6, self.now)
+        self.assertEqual(self.claim(8, session("client", INNER)), [Announce(INNER)])
+        self.assertEqual(self.presence.contradicted(INNER6, self.now), [])
+
     def test_address_of_another_client(self) -> None:
         """An address that went to another client is not withdrawn with the former one's session."""
         self.claim(7)
@@ -138,6 +148,8 @@ class OneGatewayTests(SynchronousTestCase):
         self.assertEqual(self.presence.contradicted(INNER, self.now), [*silence, Send(b"owner?", PATH)])
         self.assertFalse(self.owned())
         self.assertEqual(self.asked, [self.session])
+        self.assertEqual(self.presence.contradicted(INNER6, self.now), [])
+        self.assertEqual(self.presence.clock_jumped(self.now), [])
 
     def test_answer(self) -> None:
         """A claim in answer takes the addresses back."""
@@ -161,6 +173,7 @@ class OneGatewayTests(SynchronousTestCase):
         self.presence.contradicted(INNER, self.now)
         for number in range(1, OWNER_QUESTIONS):
             self.assertEqual(len(self.asked), number)
+            self.assertEqual(self.presence.contradicted(INNER, self.now), [])
             self.assertEqual(self.wait(RESPONSE), [Send(b"owner?", PATH)])
         self.assertEqual(self.wait(1000), [])
         self.assertFalse(self.owned())
@@ -253,7 +266,6 @@ class World:
         self.used = -1
         self.generation = 0
         self.lan = Loss(random, len(ANNOUNCE_AGAIN))
-        self.claims = Loss(random, OWNER_QUESTIONS - 1)
         self.host = -1
         self.machines = [self.machine(number) for number in range(gateways)]
 
@@ -308,12 +320,13 @@ class World:
         """Claim with a new generation, again until it is acknowledged."""
         self.generation += 1
         generation, acknowledged = self.generation, list[bool]()
+        loss = Loss(self.random, CLAIMS - 1)
 
         def repeat(left: int) -> None:
             if not left or acknowledged:
                 return
-            self.later(0.1, lambda: repeat(left - 1))
-            if not self.claims.strikes():
+            self.later(CLAIM_INTERVAL, lambda: repeat(left - 1))
+            if not loss.strikes():
                 self.later(self.delay(), lambda: self.receive(number, "control", arrive))
 
         def arrive() -> None:
@@ -321,7 +334,7 @@ class World:
             machine = self.machines[number]
             self.act(number, machine.presence.claimed(machine.session, generation, self.now))
 
-        repeat(OWNER_QUESTIONS)
+        repeat(CLAIMS)
 
     def answer(self, number: int) -> None:
         """Answer `owner?`."""
@@ -368,16 +381,15 @@ class World:
             return
         machine.stopped = False
         waiting, machine.waiting = machine.waiting, []
-        works: list[Callable[[], None]] = [
-            lambda: [arrive() for socket, arrive in waiting if socket == "control"] and None,
-            lambda: [arrive() for socket, arrive in waiting if socket == "lan"] and None,
-            lambda: self.act(number, machine.agenda.advance(self.now)),
-        ]
-        if self.random.random() < 0.5:
-            works.append(lambda: self.act(number, machine.presence.clock_jumped(self.now)))
+        works = ["control", "lan", "timer"] + ["clock"] * (self.random.random() < 0.5)
         self.random.shuffle(works)
         for work in works:
-            work()
+            if work == "timer":
+                self.act(number, machine.agenda.advance(self.now))
+            elif work == "clock":
+                self.act(number, machine.presence.clock_jumped(self.now))
+            for _, arrive in (each for each in waiting if each[0] == work):
+                arrive()
 
     def owners(self) -> list[int]:
         """Return who answers for the client's address."""
