@@ -209,7 +209,7 @@ class Client(TunnelEnd):
         return self.failover.hint(session, now)
 
     def host_changed(self, now: float) -> list[Action]:
-        """Hear that links or addresses of this host changed, or that it slept: probe instead of waiting (X6)."""
+        """Hear that links or addresses of this host changed, or that it slept: probe at once (X6)."""
         return self.failover.network_changed(now)
 
     def _cluster_of(self, address: bytes) -> ClusterInUse | None:
