@@ -199,7 +199,7 @@ class Gateway(TunnelEnd):
         self._established += 1
         session = pair.session
         assert session is not None
-        if len(session.pairs) > 1:
+        if session.sending is not pair or len(session.pairs) > 1:
             return []
         fields: dict[str, str | int | float | bool] = {
             "peer": session.peer.name,
@@ -207,9 +207,9 @@ class Gateway(TunnelEnd):
         }
         return [Event("session with client {peer} at {endpoint}", fields)]
 
-    def _give_up_unconfirmed(self, pair: SAPair) -> Iterable[Action]:
+    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._unconfirmed.pop(pair, None)
-        return super()._give_up_unconfirmed(pair)
+        return super()._close_pair(pair, now)
 
     def _lost(self, session: Session, now: float) -> list[Action]:
         """Nothing more to do: the client comes again if it wants to."""

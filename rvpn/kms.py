@@ -182,12 +182,13 @@ class KeyManagementService:
             return []
         try:
             exchange = self._requester.authenticate(gateway, now)
+            datagrams = exchange.start(now)
         except LocalError as error:
             return self._next_gateway(gateway, str(error), now)
         path = Path(Endpoint(gateway, self._port))
         running = _Authentication(gateway, exchange, now + self._exchange_time, path)
         self._running[gateway] = running
-        actions = self._sends(running, exchange.start(now))
+        actions = self._sends(running, datagrams)
         self._rearm(running)
         return actions
 
