@@ -50,8 +50,8 @@ class RvpnError(Exception):
 
 class LocalError(RvpnError):
     """
-    Our configuration, machine or call is at fault. The text is for the person who can mend it: one line, or one
-    for each fault of a policy.
+    Our configuration, machine or call is at fault. The text is for the person who can mend it: one line, or
+    one for each fault of a policy.
     """
 
 
