@@ -79,7 +79,7 @@ class Alarm:
         try:
             self._ring()
         except Exception:
-            _log.failure("What was due could not be done")
+            _log.failure("what was due could not be done")
 
     def connectionLost(self, reason: Failure) -> None:
         """Close: the reactor is about to end."""

@@ -91,13 +91,15 @@ class HostChanges:
     def recover(self) -> None:
         """Take back what a killed process left, if it did. To be called before anything else."""
         journal = self._state.read(JOURNAL)
-        if journal is not None:
-            self._changes = dict.fromkeys(decode(journal))
-            self.undo()
+        left = [] if journal is None else decode(journal)
+        self._changes = dict.fromkeys(left)
+        for change in self._take_back(left):
+            _log.info("taken back, left by a process that was killed: {change}", change=str(change))
 
     def undo(self) -> None:
         """Take everything back, the last change first. What the kernel refuses is left for the next start."""
-        self._take_back(list(self._changes))
+        if count := len(self._take_back(list(self._changes))):
+            _log.info("{count} changes to this host taken back", count=count)
 
     def prepare_tun(self, name: str, addresses: Iterable[IPAddress], mtu: int) -> None:
         """Give the TUN exactly these addresses and this MTU (bytes), and set it up. May be repeated."""
@@ -134,12 +136,13 @@ class HostChanges:
         tun_routes = self._routes_to_tun(tunnelled, preferred)
         for route in self._tun_routes - tun_routes:
             self._netlink.remove_route(route)
+            self._tun_routes.remove(route)
         kept = set(lasting)
         self._take_back([change for change in self._changes if _is_routing(change) and change not in kept])
         self._make(lasting)
         for route in tun_routes - self._tun_routes:
             self._netlink.add_route(route)
-        self._tun_routes = tun_routes
+            self._tun_routes.add(route)
 
     def enable_forwarding(self, interfaces: Iterable[str], versions: Iterable[int] = (4, 6)) -> None:
         """Let the host forward packets that arrive at these interfaces; IPv6 knows only all interfaces."""
@@ -177,26 +180,33 @@ class HostChanges:
         ]
 
     def _make(self, changes: Iterable[Change]) -> None:
+        """Make all of these changes that are not made yet, or none."""
         new = [change for change in changes if change not in self._changes]
         if not new:
             return
-        self._changes |= dict.fromkeys(new)
-        self._write_journal()
-        for change in new:
-            apply(change, self._netlink)
+        try:
+            self._changes |= dict.fromkeys(new)
+            self._write_journal()
+            for change in new:
+                apply(change, self._netlink)
+        except LocalError:
+            self._take_back(new)
+            raise
 
-    def _take_back(self, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
+    def _take_back(self, changes: Sequence[Change]) -> list[Change]:
+        """Take changes back, the last one first; return those that are."""
+        done = []
         for change in reversed(changes):
             try:
                 undo(change, self._netlink)
             except LocalError as error:
-                _log.error("Left on this host: {change}: {error}", change=str(change), error=str(error))
+                _log.error("left on this host: {change}: {error}", change=str(change), error=str(error))
                 continue
-            _log.info("Taken back: {change}", change=str(change))
             del self._changes[change]
-        self._write_journal()
+            done.append(change)
+        if changes:
+            self._write_journal()
+        return done
 
     def _write_journal(self) -> None:
         self._state.write(JOURNAL, encode(self._changes))
