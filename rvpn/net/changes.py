@@ -83,15 +83,15 @@ def decode(journal: bytes) -> list[Change]:
     """
     Read a journal, oldest change first; nothing if it was written before a reboot or in another namespace.
 
-    Raises `LocalError` if `encode` did not write it.
+    Raises `ValueError` if `encode` did not write it.
     """
     try:
         content = json.loads(journal)
         if content["scope"] != _scope():
             return []
         return [_KINDS[kind](**fields) for entry in content["changes"] for kind, fields in entry.items()]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LocalError(f"the journal of changes to this host is damaged: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a journal: {error}") from error
 
 
 def _scope() -> str:

@@ -179,10 +179,21 @@ class UndoTests(HostTestCase):
         self.assert_unchanged(before)
 
     def test_advertised_routes_survive_forwarding(self) -> None:
-        """A host that has its default route from a router's advertisements keeps listening to them."""
+        """A host that has its default route from a router's advertisements keeps it."""
+        advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)  # RFC 4861 section 4.2
+        with inside(self.outside.descriptor):
+            router = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            self.addCleanup(router.close)
+            router.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            router.sendto(advertisement, ("ff02::1%eth0", 0))
+        self.assertTrue(self.advertised_routes())
         self.change_everything()
-        values = Path("/proc/sys/net/ipv6/conf")
-        self.assertEqual((values / "outside/accept_ra").read_text(), "2\n")
+        self.assertTrue(self.advertised_routes())
+
+    def advertised_routes(self) -> int:
+        """Count the default routes that the kernel has from advertisements."""
+        with self.here.kernel() as kernel:
+            return sum(route["proto"] == 9 for route in kernel.get_routes(family=socket.AF_INET6, dst_len=0))
 
     def test_killed(self) -> None:
         """The next start takes back what a killed process left, and `recover` again does no harm."""
@@ -308,6 +319,11 @@ class ClientRoutingTests(HostTestCase):
                 remote.sendto(b"in", source[:2])
                 self.assertEqual(ours.recv(100), b"in")
 
+    def test_network_of_a_gateway(self) -> None:
+        """A tunnel network that is nothing but the gateway's address does not outweigh the bypass."""
+        self.route("192.0.2.2/32", "2001:db8::2/128")
+        self.test_gateway_stays_outside()
+
     def test_link_local_stays_outside(self) -> None:
         """Link-local addresses are not routed into the tunnel, which covers them."""
         with self.outside.kernel() as kernel:
@@ -409,8 +425,9 @@ class GatewayRoutingTests(HostTestCase):
 
     def test_own_packets_into_the_tunnel(self) -> None:
         """What the gateway's host itself sends to the client goes into the TUN, from its LAN address."""
-        self.udp("0.0.0.0").sendto(b"inner", ("192.0.2.2", 9))
-        self.assertEqual(self.from_tun(self.client), (ip_address("10.1.0.1"), b"inner"))
+        for address in "0.0.0.0", "10.1.0.1":
+            self.udp(address).sendto(b"inner", ("192.0.2.2", 9))
+            self.assertEqual(self.from_tun(self.client), (ip_address("10.1.0.1"), b"inner"))
 
     def test_from_the_lan(self) -> None:
         """The LAN's packets to the client go into the TUN, those from the port of ESP too."""
