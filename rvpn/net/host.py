@@ -90,8 +90,7 @@ class HostChanges:
 
     def recover(self) -> None:
         """Take back what a killed process left, if it did. To be called before anything else."""
-        journal = self._state.read(JOURNAL)
-        left = [] if journal is None else decode(journal)
+        left = self._read_journal()
         self._changes = dict.fromkeys(left)
         for change in self._take_back(left):
             _log.info("taken back, left by a process that was killed: {change}", change=str(change))
@@ -207,6 +206,14 @@ class HostChanges:
         if changes:
             self._write_journal()
         return done
+
+    def _read_journal(self) -> list[Change]:
+        journal = self._state.read(JOURNAL)
+        try:
+            return [] if journal is None else decode(journal)
+        except ValueError as error:
+            file = self._state.path / JOURNAL
+            raise LocalError(f"{file} is damaged ({error}): look after `ip rule`, then remove it") from error
 
     def _write_journal(self) -> None:
         self._state.write(JOURNAL, encode(self._changes))

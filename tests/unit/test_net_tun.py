@@ -65,7 +65,7 @@ class Receiver:
     def packetReceived(self, packet: memoryview) -> None:
         """Take a packet."""
         self.packets.append(bytes(packet))
-        if packet == b"fail":
+        if bytes(packet) == b"fail":
             raise ValueError("as asked")
 
     def deviceLost(self, reason: Failure) -> None:
