@@ -175,7 +175,8 @@ class UDPPort:
         return path
 
     def _read_errors(self) -> None:
-        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it
+        # Reading it clears it: an error for which the kernel had no memory to queue would wake us for ever.
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         for _ in range(READS_PER_WAKEUP):
             if self._events.closed:
                 return
