@@ -20,6 +20,7 @@ from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
     BACKOFF_LAST,
     LINK_MTU,
+    MIN_KEY_LIFETIME,
     REKEY_JITTER,
     REKEY_PACKETS,
     REKEY_WATCH_INTERVAL,
@@ -242,7 +243,7 @@ class Client(TunnelEnd):
             raise RemoteError(
                 DropReason.AUTHENTICATION_FAILED, "it grants other inner addresses than the policy has"
             )
-        if not 0 < answer.lifetime <= offer.lifetime:
+        if not MIN_KEY_LIFETIME <= answer.lifetime <= offer.lifetime:
             raise RemoteError(
                 DropReason.AUTHENTICATION_FAILED, "it grants another key lifetime than the policy allows"
             )

@@ -99,6 +99,8 @@ RETRANSMIT_INTERVAL, RETRANSMIT_CONSTANT = 0.1, 6
 KEY_EXCHANGE_DATAGRAM = 1232
 #: Seconds an SA lives by default (`KeyLifetime`): 120 minutes.
 KEY_LIFETIME = 7200.0
+#: The shortest `KeyLifetime` that a policy can have, and so the shortest that a client takes from a gateway.
+MIN_KEY_LIFETIME = 1.0
 #: The MTU of a link about which nothing is known: Ethernet's.
 LINK_MTU = 1500
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).

@@ -117,6 +117,16 @@ class BoundTests(SynchronousTestCase):
         network.run(OLD_SA_LINGER + 1)
         self.assertEqual((len(gateway.node.agenda), len(gateway.node.cache.by_spi)), (1, 1))
 
+    def test_shortest_lifetime(self) -> None:
+        """A gateway that grants keys for less than a policy can say does not keep its client busy."""
+        network = Network()
+        gateway = network.gateways[0]
+        gateway.node.reload(replace(network.gateway_policy, key_lifetime=0.001), network.now)
+        network.send(network.client, OUT)
+        network.run(1)
+        self.assertIn("another key lifetime", " ".join(network.client.events))
+        self.assertLess(len(network.sent), 10)
+
     def test_exhausted_acceptor(self) -> None:
         """A gateway that may seal no more answers no dummy packet; its next inner packet ends the session."""
         network = connected()
