@@ -14,7 +14,7 @@ Sessions are per gateway, shared by all clusters and tunnel entries that name it
 uses, and for how long, is up to `rvpn.failover`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
     BACKOFF_LAST,
     LINK_MTU,
+    MIN_KEY_LIFETIME,
     OUTSTANDING_HEARTBEATS,
     REKEY_JITTER,
     REKEY_PACKETS,
@@ -334,7 +335,7 @@ class Client(TunnelEnd):
             problem = "it chose a transform that was not offered"
         elif set(answer.inner_addresses) != set(offer.inner_addresses):
             problem = "it grants other inner addresses than the policy has"
-        elif not 0 < answer.lifetime <= offer.lifetime:
+        elif not MIN_KEY_LIFETIME <= answer.lifetime <= offer.lifetime:
             problem = "it grants another key lifetime than was asked for"
         elif answer.literal_heartbeats != offer.literal_heartbeats:
             problem = "its HeartbeatAuthentication differs"
@@ -449,9 +450,9 @@ class Client(TunnelEnd):
     # --- the life of a session
     # --------------------------------------------------------------------------------
 
-    def _give_up_unconfirmed(self, pair: SAPair) -> Sequence[Action]:
+    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._calls.pop(pair, None)
-        return super()._give_up_unconfirmed(pair)
+        return super()._close_pair(pair, now)
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         session = pair.session

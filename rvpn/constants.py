@@ -130,6 +130,8 @@ SHORTEST_DEFER = 0.02
 LITERAL_PER_ENDPOINT, LITERAL_IN_ALL = 50, 20_000
 #: Probes in a row, answered or not, that change a gateway's mind about its LAN, and seconds between them (R14).
 PROBE_TRIES, PROBE_INTERVAL = 3, 1.0
+#: The shortest `KeyLifetime` of a policy, and so the shortest that is taken from a peer.
+MIN_KEY_LIFETIME = 1.0
 #: The MTU of a link about which nothing is known: Ethernet's.
 LINK_MTU = 1500
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).

@@ -50,7 +50,10 @@ class RvpnError(Exception):
 
 
 class LocalError(RvpnError):
-    """Our configuration, machine or call is at fault. The text is one line for the person who can mend it."""
+    """
+    Our configuration, machine or call is at fault. The text is for the person who can mend it: one line, or
+    one for each fault of a policy.
+    """
 
 
 class RemoteError(RvpnError):

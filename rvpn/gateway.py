@@ -298,9 +298,9 @@ class Gateway(TunnelEnd):
     # --- the life of a session
     # --------------------------------------------------------------------------------
 
-    def _give_up_unconfirmed(self, pair: SAPair) -> Sequence[Action]:
+    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._unconfirmed.pop(pair, None)
-        return super()._give_up_unconfirmed(pair)
+        return super()._close_pair(pair, now)
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         established = self._unconfirmed.pop(pair, None)
@@ -311,7 +311,7 @@ class Gateway(TunnelEnd):
         assert session is not None
         self._endpoints[session.peer] = pair.path.remote
         actions: list[Action] = []
-        if len(session.pairs) == 1:
+        if session.sending is pair and len(session.pairs) == 1:
             fields: dict[str, str | int | float | bool] = {
                 "peer": session.name,
                 "endpoint": str(pair.path.remote),

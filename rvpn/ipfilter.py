@@ -17,7 +17,7 @@ from collections import Counter
 from typing import Protocol
 
 from rvpn.constants import CONTROL_SPI, NAT_KEEPALIVE, NextHeader
-from rvpn.errors import DropReason, RemoteError
+from rvpn.errors import DropReason, RemoteError, SAExhausted
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Send
 from rvpn.packet import addresses
 from rvpn.sessions import SAPair, Session, SessionCache
@@ -137,11 +137,15 @@ class IPFilter:
         """
         Answer the initiator's dummy packet with one (DESIGN 4, key confirmation in both directions).
 
-        Only the acceptor of a pair answers, and one packet draws one of equal size: no loop can form.
+        Only the acceptor of a pair answers, and one packet draws one of equal size: no loop can form. An
+        exhausted SA answers nothing; its session fails when the next inner packet is to go out.
         """
         if pair.initiator or pair.session is None or pair.session.closed:
             return []
-        return [dummy(pair)]
+        try:
+            return [dummy(pair)]
+        except SAExhausted:
+            return []
 
 
 def dummy(pair: SAPair) -> Send:

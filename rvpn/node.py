@@ -1,8 +1,8 @@
 """
 What a client and a gateway have in common: the life of a session, from its keys to its end.
 
-    keys -> `open_pair` -> the first packet opens: `confirmed` -> old pairs close after OLD_SA_LINGER
-         -> superseded in time by the next keys, or `_expire`: no rekey by the hard limit counts as failure
+    keys -> `_open_pair` -> the first packet opens: `confirmed` -> old pairs close after OLD_SA_LINGER
+         -> superseded in time by the next keys; no rekey by the hard limit counts as failure
     `end` (we leave) -> close, repeated until acknowledged -> gone
     a close arrives (the peer leaves) -> ack -> gone
 
@@ -159,46 +159,62 @@ class TunnelEnd(ABC):
     def _unreachable(
         self, packet: memoryview | bytes, destination: bytes, reason: DropReason
     ) -> list[Action]:
-        """Drop a packet that nobody takes and tell its sender so by ICMP."""
+        """Drop a packet that nobody takes and tell its sender so by ICMP, if its headers let us."""
         self.drop(reason)
-        error = unreachable(memoryview(packet), destination)
+        try:
+            error = unreachable(memoryview(packet), destination)
+        except RemoteError:
+            return []
         return [Deliver(error)] if error else []
 
     # --- the life of a session --------------------------------------------------------------------------
 
     def _open_pair(self, session: Session, pair: SAPair, now: float) -> None:
-        """Open a pair of SAs; it closes if nothing confirms it in time, or at its hard limit."""
+        """
+        Open a pair of SAs until its hard limit.
+
+        The acceptor closes it earlier if nothing confirms it; at the initiator that is for the KMS to decide.
+        """
         self.cache.add_pair(session, pair)
         session.learn_path_mtu(self._link_mtu)
-        self.agenda.at(now + CONFIRMATION_TIME, lambda _: self._give_up_unconfirmed(pair))
-        hard_limit = now + HARD_LIFETIME_FACTOR * pair.lifetime + OLD_SA_LINGER
-        self.agenda.at(hard_limit, lambda later: self._expire(pair, later))
+        self._close_at(pair, _hard_limit(pair) if pair.initiator else now + CONFIRMATION_TIME)
 
     def confirmed(self, pair: SAPair, now: float) -> list[Action]:
-        """Send on `pair` from now on; what it supersedes stays open for packets under way (DESIGN 3)."""
-        for old in self.cache.confirm(pair):
-            self.agenda.at(now + OLD_SA_LINGER, lambda _, old=old: self._remove(old))  # type: ignore[misc]
+        """
+        Send on `pair` from now on; what it supersedes stays open for packets under way (DESIGN 3).
+
+        Nothing confirms a pair of a session that has ended: its close overtook that packet.
+        """
+        assert pair.session is not None
+        if pair.session.closed:
+            return []
+        self._close_at(pair, _hard_limit(pair))
+        for superseded in self.cache.confirm(pair):
+            self._linger(superseded, now)
         return self._confirmed(pair, now)
 
-    def _give_up_unconfirmed(self, pair: SAPair) -> Sequence[Action]:
-        if not pair.confirmed:
-            self.cache.remove_pair(pair)
-        return ()
+    def _close_at(self, pair: SAPair, when: float) -> None:
+        """Close `pair` at `when`, whatever was arranged before."""
+        if pair.closing is not None:
+            pair.closing.cancel()
+        pair.closing = self.agenda.at(when, lambda now: self._close_pair(pair, now))
 
-    def _remove(self, pair: SAPair) -> Iterable[Action]:
-        self.cache.remove_pair(pair)
-        return ()
+    def _linger(self, pair: SAPair, now: float) -> None:
+        """Close `pair` after OLD_SA_LINGER, unless it closes earlier."""
+        if pair.closing is None or pair.closing.when > now + OLD_SA_LINGER:
+            self._close_at(pair, now + OLD_SA_LINGER)
 
-    def _expire(self, pair: SAPair, now: float) -> Iterable[Action]:
+    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         """
-        Close a pair at its hard limit: if its session sends on it there was no rekey, which counts as
+        Close a pair when its time is over: if its session sends on it there was no rekey, which counts as
         failure.
         """
-        session = pair.session
+        session, pair.closing = pair.session, None
         assert session is not None
-        if session.sending is not pair:
-            return self._remove(pair)
-        return self.fail(session, "its keys expired", now)
+        if session.sending is pair:
+            return self.fail(session, "its keys expired", now)
+        self.cache.remove_pair(pair)
+        return ()
 
     def fail(self, session: Session, reason: str, now: float) -> list[Action]:
         """End a session that is of no more use, and let the role look for another (R8)."""
@@ -217,7 +233,7 @@ class TunnelEnd(ABC):
         """Take a session out of the cache; its pairs stay open a while for what is still under way."""
         self.cache.retire(session)
         for pair in session.pairs:
-            self.agenda.at(now + OLD_SA_LINGER, lambda _, pair=pair: self._remove(pair))  # type: ignore[misc]
+            self._linger(pair, now)
 
     # --- session control (DESIGN 6) -----------------------------------------------------------------------
 
@@ -354,6 +370,10 @@ class _Saying:
 def acknowledgement(pair: SAPair, packet: ControlPacket, path: Path) -> Send:
     """Return the acknowledgement of a claim, close or status."""
     return Send(pair.control.send(Kind.ACK, in_reply_to=packet.sequence), path)
+
+
+def _hard_limit(pair: SAPair) -> float:
+    return pair.made_at + HARD_LIFETIME_FACTOR * pair.lifetime + OLD_SA_LINGER
 
 
 def _ended(session: Session, reason: str) -> Event:

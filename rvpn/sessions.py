@@ -15,6 +15,7 @@ gateway's address; a gateway: the client's identity), by inner address and by th
 
 from collections.abc import Hashable, Iterable, Iterator
 
+from rvpn.agenda import Appointment
 from rvpn.constants import LITERAL_PER_ENDPOINT, MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
@@ -34,10 +35,12 @@ class SAPair:
     What one key exchange yields: an SA in each direction and a control channel (DESIGN 3, 6).
 
     `initiator` tells which end of the exchange this node was, `path` where the peer was during it.
-    `confirmed` is set once a packet opened under it proves that the peer has the keys.
+    `confirmed` is set once a packet opened under it proves that the peer has the keys. `closing` is the one
+    appointment at which it closes, however often that is arranged anew.
     """
 
     __slots__ = (
+        "closing",
         "confirmed",
         "control",
         "inbound",
@@ -79,6 +82,7 @@ class SAPair:
         self.made_at = now
         self.confirmed = False
         self.session: Session | None = None
+        self.closing: Appointment | None = None
 
 
 class Session:
@@ -190,14 +194,15 @@ class SessionCache:
         The peer has the keys of `pair`: send on it from now on, on the path of its exchange.
 
         A gateway's provisional session becomes the live one here, or hands its pair to the one that already
-        is. Returns the pairs that this one supersedes: those made before it.
+        is. Returns the pairs that are superseded now: those made before it, or itself where a newer one was
+        confirmed first.
         """
         pair.confirmed = True
         session = pair.session
         assert session is not None
         live = self._sessions.get(session.key, session)
         if live.sending is not None and live.sending.made_at > pair.made_at:
-            return []  # it was overtaken while its confirmation was under way
+            return [pair]  # it was overtaken while its confirmation was under way
         if live is not session:
             session.pairs.remove(pair)
             live.pairs.append(pair)
@@ -214,6 +219,8 @@ class SessionCache:
     def remove_pair(self, pair: SAPair) -> None:
         """Close `pair`: nothing opens under it any more."""
         self.by_spi.pop(pair.inbound.spi, None)
+        if pair.closing is not None:
+            pair.closing.cancel()
         session = pair.session
         if session is not None and pair in session.pairs:
             session.pairs.remove(pair)

@@ -68,8 +68,10 @@ class StateDirectory:
         return data
 
     def close(self) -> None:
-        """Release the lock. The directory must not be used afterwards."""
-        os.close(self._descriptor)
+        """Release the lock; the directory must not be used afterwards. May be called again."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _open(self) -> int:
         try:

@@ -91,14 +91,14 @@ class Transport:
         token = self._incoming.add(fragment)
         if token is None:
             return [self._envelope.acknowledgement(fragment.token, self._incoming.bitmap)]
+        number = fragment.token + 1
+        if number >= MAX_TOKEN_NUMBER:
+            raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "the exchange has no end")
         answer = self.context.step(token)
         self._awaited += 2
         self._outgoing = None
         if answer is None:
             return self._acknowledge_whole(fragment)
-        number = fragment.token + 1
-        if number >= MAX_TOKEN_NUMBER:
-            raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "the exchange has no end")
         self._outgoing = Outgoing(self._envelope.fragments(number, answer))
         return self._outgoing.send(now)
 

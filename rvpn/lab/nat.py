@@ -11,6 +11,7 @@ the only host behind it, so a public address belongs to it alone and needs no st
 
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain
 from random import Random
 from struct import Struct
 
@@ -78,7 +79,10 @@ class Nat:
 
     def _public_port(self, port: int) -> int:
         if port not in self._ports:
-            free = self._source.choice([drawn for drawn in _PORTS if drawn not in self._clients])
+            drawn = self._source.choice(_PORTS)
+            free = next(
+                each for each in chain(range(drawn, _PORTS.stop), _PORTS) if each not in self._clients
+            )
             self._ports[port], self._clients[free] = free, port
         return self._ports[port]
 

@@ -9,7 +9,7 @@ import hashlib
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import BaseRequestHandler, ThreadingTCPServer, ThreadingUDPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer, UDPServer
 
 from rvpn.lab import wire
 from rvpn.lab.payload import BLOCK, ECHO_PORT, HTTP_PORT, STREAM_HEADER, blocks, receive_exactly
@@ -69,9 +69,8 @@ class _StreamServer(ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
 
-class _EchoServer(ThreadingUDPServer):
+class _EchoServer(UDPServer):  # one thread: what arrives in order is sent back in order
     address_family = socket.AF_INET6
-    daemon_threads = True
 
 
 def serve() -> None:

@@ -31,7 +31,7 @@ class Sysctl:
 
 
 Change = Sysctl | Rule | Route
-_KINDS: dict[str, type[Change]] = {"sysctl": Sysctl, "rule": Rule, "route": Route}
+_KINDS: dict[str, type[Change]] = {kind.__name__: kind for kind in (Sysctl, Rule, Route)}
 
 
 def read_sysctl(path: str) -> str | None:
@@ -75,7 +75,7 @@ def undo(change: Change, netlink: Netlink) -> None:
 
 def encode(changes: Iterable[Change]) -> bytes:
     """Write changes as a journal."""
-    listed = [{"kind": type(change).__name__.lower(), **asdict(change)} for change in changes]
+    listed = [{type(change).__name__: asdict(change)} for change in changes]
     return json.dumps({"scope": _scope(), "changes": listed}, indent=1).encode()
 
 
@@ -83,15 +83,15 @@ def decode(journal: bytes) -> list[Change]:
     """
     Read a journal, oldest change first; nothing if it was written before a reboot or in another namespace.
 
-    Raises `LocalError` if `encode` did not write it.
+    Raises `ValueError` if `encode` did not write it.
     """
     try:
         content = json.loads(journal)
         if content["scope"] != _scope():
             return []
-        return [_KINDS[entry.pop("kind")](**entry) for entry in content["changes"]]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LocalError(f"the journal of changes to this host is damaged: {error}") from error
+        return [_KINDS[kind](**fields) for entry in content["changes"] for kind, fields in entry.items()]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a journal: {error}") from error
 
 
 def _scope() -> str:

@@ -15,26 +15,29 @@ and for each address that never goes through the tunnel (a client's gateways, li
 
     throw ADDRESS metric 1                         the search goes on with the host's own rules
 
-The rules that lead there are, with the client's numbers,
+The node's UDP sockets carry a mark. One rule leads everything else into the table,
 
-    29300  not iif lo lookup 29300                 IPv4: what this host forwards
-    29301  ipproto udp sport PORT goto 29303       IPv4: reverse path check of the peers' datagrams, see below
-    29302  not fwmark 0x7276 lookup 29300          what this host sends, but for its own ESP
-    29303  nop                                     IPv4: end of the detour
+    29302  not fwmark 0x7276 lookup 29300
 
-The node's UDP sockets carry the mark, so ESP reaches an outer address past the tunnel even where a tunnel
-network covers it. For a gateway that is a client with `InnerAddress = own` (R18): packets for its address
-must find the TUN, be they the LAN's or this host's own (ICMP errors of the kernel, say), and ESP must find
-the outside. A client and a gateway on one host do not disturb each other, for either's ESP passes both
-tables.
+so that what the host sends, from whichever address, is for the tunnel, and a gateway is reached past it
+even where a tunnel network covers it. That one rule would not do for a gateway with a client whose inner
+address is its outer one (R18): the table then covers the address that ESP comes from. Plain answers of the
+gateway's outer address to it would enter the tunnel. Under rp_filter = 1 the kernel looks up how it would
+answer, without a mark, and would drop the client's ESP, its ARP requests too. A gateway is therefore more
+exact in IPv4:
 
-Strict reverse path filtering (rp_filter = 1, IPv4 only) looks a received packet's source up as if it were
-to be answered, without a mark but, since some rule names a port, with the ports exchanged. Without rule
-29301 it would find the TUN for the ESP of such a client and drop it; with it, no rp_filter has to be
-loosened. The rule must not say `iif lo`, as the kernel then leaves the ports out, and so would catch
-forwarded packets from the same port; these are served before it, by rule 29300. What remains: ICMP errors
-from a router whose own address a tunnel network covers are dropped under rp_filter = 1; set it to 2 on the
-outside interface of a client whose tunnels cover the internet.
+    29310  not iif lo lookup 29310                 what it forwards
+    29311  fwmark 0x7276 goto 29314                its own ESP goes outside
+    29312  from 0.0.0.0 lookup 29310               what it sends from no address yet: gets its LAN address
+    29313  from LAN-ADDRESS lookup 29310           what it sends from there
+    29314  nop                                     the rest goes outside
+
+In IPv6, whose rules cannot tell packets without an address and whose kernel has no rp_filter, and where the
+gateway has no LAN address, the one rule has to do. A client and a gateway on one host do not disturb each
+other, for either's ESP passes both tables.
+
+What remains under rp_filter = 1 on a client: ICMP errors of a router are dropped if a tunnel network covers
+the router. Where tunnels cover the internet, the outside interface should have rp_filter = 2.
 
 Forwarding. IPv4 is switched per interface. IPv6 has one switch for all interfaces, which also makes the host
 deaf to router advertisements and drop the routes it had from them, unless accept_ra is 2, and it is set so
@@ -42,7 +45,7 @@ where it was 1. The former value of each interface is restored.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from twisted.logger import Logger
 
@@ -61,6 +64,7 @@ TABLE = {Role.CLIENT: 29300, Role.GATEWAY: 29310}
 JOURNAL = "host-changes.json"
 
 _THROW_METRIC, _TUN_METRIC, _UNREACHABLE_METRIC = 1, 2, 0xFFFFFFFF
+_NO_ADDRESS = str(IPv4Address(0))
 _LINK_LOCAL = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
 
 Network = IPv4Network | IPv6Network
@@ -71,14 +75,14 @@ class HostChanges:
     """
     The changes of one node to its host. Every method raises `LocalError` if the kernel or the disk refuses.
 
-    `port` is the node's UDP port, whose sockets are to carry `OUTER_MARK`; `netlink` is a socket in the
-    network namespace that is to be changed.
+    `netlink` is a socket in the network namespace that is to be changed. The node's UDP sockets are to carry
+    `OUTER_MARK`.
     """
 
-    def __init__(self, state: StateDirectory, role: Role, port: int, netlink: Netlink) -> None:
+    def __init__(self, state: StateDirectory, role: Role, netlink: Netlink) -> None:
         self._state = state
+        self._role = role
         self._table = TABLE[role]
-        self._port = port
         self._netlink = netlink
         self._tun = 0
         self._tun_routes: set[Route] = set()
@@ -86,14 +90,15 @@ class HostChanges:
 
     def recover(self) -> None:
         """Take back what a killed process left, if it did. To be called before anything else."""
-        journal = self._state.read(JOURNAL)
-        if journal is not None:
-            self._changes = dict.fromkeys(decode(journal))
-            self.undo()
+        left = self._read_journal()
+        self._changes = dict.fromkeys(left)
+        for change in self._take_back(left):
+            _log.info("taken back, left by a process that was killed: {change}", change=str(change))
 
     def undo(self) -> None:
         """Take everything back, the last change first. What the kernel refuses is left for the next start."""
-        self._take_back(list(self._changes))
+        if count := len(self._take_back(list(self._changes))):
+            _log.info("{count} changes to this host taken back", count=count)
 
     def prepare_tun(self, name: str, addresses: Iterable[IPAddress], mtu: int) -> None:
         """Give the TUN exactly these addresses and this MTU (bytes), and set it up. May be repeated."""
@@ -122,19 +127,21 @@ class HostChanges:
         `bypass` lists addresses that stay outside though a network may cover them.
         """
         tunnelled = _collapsed(networks)
-        lasting: list[Change] = [
-            *self._safeguards(tunnelled, bypass),
-            *self._rules({network.version for network in tunnelled}),
-        ]
-        tun_routes = self._routes_to_tun(tunnelled, {address.version: str(address) for address in sources})
+        versions = {network.version for network in tunnelled}
+        preferred: dict[int, str] = {address.version: str(address) for address in sources}
+        lasting: list[Change] = [*self._safeguards(tunnelled, bypass, versions)]
+        for version in versions:
+            lasting += self._rules(version, preferred.get(version))
+        tun_routes = self._routes_to_tun(tunnelled, preferred)
         for route in self._tun_routes - tun_routes:
             self._netlink.remove_route(route)
+            self._tun_routes.remove(route)
         kept = set(lasting)
         self._take_back([change for change in self._changes if _is_routing(change) and change not in kept])
         self._make(lasting)
         for route in tun_routes - self._tun_routes:
             self._netlink.add_route(route)
-        self._tun_routes = tun_routes
+            self._tun_routes.add(route)
 
     def enable_forwarding(self, interfaces: Iterable[str], versions: Iterable[int] = (4, 6)) -> None:
         """Let the host forward packets that arrive at these interfaces; IPv6 knows only all interfaces."""
@@ -150,42 +157,63 @@ class HostChanges:
             for network in networks
         }
 
-    def _safeguards(self, networks: Iterable[Network], bypass: Iterable[IPAddress]) -> Iterator[Route]:
+    def _safeguards(
+        self, networks: Iterable[Network], bypass: Iterable[IPAddress], versions: Collection[int]
+    ) -> Iterator[Route]:
         for network in networks:
             yield Route(str(network), self._table, "unreachable", _UNREACHABLE_METRIC)
         for outside in (*_LINK_LOCAL, *map(ip_network, bypass)):
-            yield Route(str(outside), self._table, "throw", _THROW_METRIC)
+            if outside.version in versions:
+                yield Route(str(outside), self._table, "throw", _THROW_METRIC)
 
-    def _rules(self, versions: Collection[int]) -> Iterator[Rule]:
-        first = self._table
-        if 4 in versions:
-            yield Rule(4, first + 3)
-            yield Rule(4, first, table=self._table, incoming="lo", inverted=True)
-            yield Rule(4, first + 1, goto=first + 3, source_port=self._port)
-        for version in versions:
-            yield Rule(version, first + 2, table=self._table, mark=OUTER_MARK, inverted=True)
+    def _rules(self, version: int, source: str | None) -> list[Rule]:
+        first = table = self._table
+        if self._role is Role.CLIENT or version == 6 or source is None:
+            return [Rule(version, first + 2, table=table, mark=OUTER_MARK, inverted=True)]
+        return [
+            Rule(version, first + 4),
+            Rule(version, first, table=table, incoming="lo", inverted=True),
+            Rule(version, first + 1, goto=first + 4, mark=OUTER_MARK),
+            Rule(version, first + 2, table=table, source=_NO_ADDRESS),
+            Rule(version, first + 3, table=table, source=source),
+        ]
 
     def _make(self, changes: Iterable[Change]) -> None:
+        """Make all of these changes that are not made yet, or none."""
         new = [change for change in changes if change not in self._changes]
         if not new:
             return
-        self._changes |= dict.fromkeys(new)
-        self._write_journal()
-        for change in new:
-            apply(change, self._netlink)
+        try:
+            self._changes |= dict.fromkeys(new)
+            self._write_journal()
+            for change in new:
+                apply(change, self._netlink)
+        except LocalError:
+            self._take_back(new)
+            raise
 
-    def _take_back(self, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
+    def _take_back(self, changes: Sequence[Change]) -> list[Change]:
+        """Take changes back, the last one first; return those that are."""
+        done = []
         for change in reversed(changes):
             try:
                 undo(change, self._netlink)
             except LocalError as error:
-                _log.error("Left on this host: {change}: {error}", change=str(change), error=str(error))
+                _log.error("left on this host: {change}: {error}", change=str(change), error=str(error))
                 continue
-            _log.info("Taken back: {change}", change=str(change))
             del self._changes[change]
-        self._write_journal()
+            done.append(change)
+        if changes:
+            self._write_journal()
+        return done
+
+    def _read_journal(self) -> list[Change]:
+        journal = self._state.read(JOURNAL)
+        try:
+            return [] if journal is None else decode(journal)
+        except ValueError as error:
+            file = self._state.path / JOURNAL
+            raise LocalError(f"{file} is damaged ({error}): look after `ip rule`, then remove it") from error
 
     def _write_journal(self) -> None:
         self._state.write(JOURNAL, encode(self._changes))

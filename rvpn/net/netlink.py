@@ -57,9 +57,9 @@ class Rule:
     """
     A rule of the routing policy database for IP `version`.
 
-    It applies to packets with all of `mark`, `incoming` (interface; `lo` for our own packets) and
-    `source_port` (UDP) that are given, or, `inverted`, to all others; then it looks into `table`, or goes to
-    the rule of priority `goto`, or does nothing.
+    It applies to packets with all of `mark`, `incoming` (interface; `lo` for our own packets) and `source`
+    (0.0.0.0: has none yet) that are given, or, `inverted`, to all others; then it looks into `table`, or goes
+    to the rule of priority `goto`, or does nothing.
     """
 
     version: int
@@ -68,7 +68,7 @@ class Rule:
     goto: int | None = None
     mark: int | None = None
     incoming: str | None = None
-    source_port: int | None = None
+    source: str | None = None
     inverted: bool = False
 
     def __str__(self) -> str:
@@ -253,7 +253,6 @@ def _route(route: Route) -> dict[str, Any]:
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
-    port = rule.source_port
     return _given(
         family=_FAMILY[rule.version],
         priority=rule.priority,
@@ -262,8 +261,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         goto=rule.goto,
         fwmark=rule.mark,
         iifname=rule.incoming,
-        ip_proto=None if port is None else socket.IPPROTO_UDP,
-        sport_range=None if port is None else f"{port}:{port}",
+        src=rule.source,
         flags=_FIB_RULE_INVERT if rule.inverted else None,
     )
 

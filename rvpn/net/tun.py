@@ -162,7 +162,7 @@ class TunPort:
         try:
             self._receiver.packetReceived(packet)
         except Exception:
-            _log.failure("A packet from {device} could not be handled", device=self.name)
+            _log.failure("a packet from {device} could not be handled", device=self.name)
 
     def connectionLost(self, reason: Failure) -> None:
         """End, for the device is gone. The reactor's reason is that of a stream's end and says nothing."""

@@ -162,7 +162,7 @@ class UDPPort:
             try:
                 self._protocol.batchReceived(batch)
             except Exception:
-                _log.failure("A datagram from {path.remote} could not be handled", path=batch.path)
+                _log.failure("a datagram from {path.remote} could not be handled", path=batch.path)
 
     def _origin(self, source: tuple[str, int], ancillary: Ancillary) -> Path:
         key = source, ancillary[0][2] if ancillary else b""
@@ -175,7 +175,8 @@ class UDPPort:
         return path
 
     def _read_errors(self) -> None:
-        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it
+        # Reading it clears it: an error for which the kernel had no memory to queue would wake us for ever.
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         for _ in range(READS_PER_WAKEUP):
             if self._events.closed:
                 return
@@ -191,7 +192,7 @@ class UDPPort:
             try:
                 self._protocol.pathErrorReceived(error)
             except Exception:
-                _log.failure("An error about {error.remote} could not be handled", error=error)
+                _log.failure("an error about {error.remote} could not be handled", error=error)
 
     def connectionLost(self, reason: Failure) -> None:
         """Close: the reactor is about to end, which is the only cause there is."""
@@ -277,5 +278,5 @@ class UDPPorts:
 def _everywhere() -> Sequence[IPAddress]:
     if IF_INET6.exists():
         return EVERYWHERE
-    _log.info("The kernel has no IPv6: listening on IPv4 alone")
+    _log.info("the kernel has no IPv6: listening on IPv4 alone")
     return EVERYWHERE[:1]

@@ -34,9 +34,8 @@ class Diagnostic:
 
 
 class PolicyError(LocalError):
-    """A policy file with errors: `diagnostics` holds all; the text is the first and counts the others."""
+    """A policy file with errors: `diagnostics` holds all, and the text has a line for each."""
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
-        more = f" (and {len(diagnostics) - 1} more)" if len(diagnostics) > 1 else ""
-        super().__init__(f"{diagnostics[0]}{more}")
+        super().__init__("\n".join(map(str, diagnostics)))
         self.diagnostics = tuple(diagnostics)

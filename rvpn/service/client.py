@@ -19,6 +19,7 @@ class ClientService(TunnelService[Client]):
     """See the module."""
 
     role = Role.CLIENT
+    _inner_addresses: tuple[IPAddress, ...] = ()
 
     def _prepare_host(self, policy: Policy) -> int:
         gateways = list(_gateways(policy))
@@ -26,12 +27,21 @@ class ClientService(TunnelService[Client]):
         self._link_mtu = min((path.mtu for path in paths.values()), default=LINK_MTU)
         fitting = (inner_mtu(path.mtu, gateway.version) for gateway, path in paths.items())
         mtu = max(MIN_TUNNEL_MTU, min(fitting, default=inner_mtu(LINK_MTU, 6)))
-        self._inner_addresses = policy.inner_addresses or _own(paths)
+        self._use(policy.inner_addresses or _own(paths))
         self._host.prepare_tun(self._tun.name, policy.inner_addresses or (), mtu)
         sources = {address.version: address for address in reversed(self._inner_addresses)}
         networks = TunnelIndex(policy.tunnels).networks()
         self._host.set_routes(networks, sources.values(), bypass=gateways)
         return mtu
+
+    def _use(self, addresses: tuple[IPAddress, ...]) -> None:
+        """Fix the inner addresses. Raises `LocalError` if they are others than at the start (R18: `own`)."""
+        if set(addresses) != set(self._inner_addresses or addresses):
+            after = ", ".join(map(str, addresses))
+            raise LocalError(
+                f"InnerAddress is own, and that is now {after}, which takes a restart; nothing was changed"
+            )
+        self._inner_addresses = addresses
 
     def _paths(self, gateways: list[IPAddress]) -> Iterator[tuple[IPAddress, OuterPath]]:
         for gateway in gateways:

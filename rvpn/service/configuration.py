@@ -5,42 +5,58 @@ system.
 Every error is a `LocalError` whose text a person can act on; nothing is changed by reading.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from rvpn import keyfile
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY, Role
 from rvpn.errors import LocalError
 from rvpn.node import Credentials
-from rvpn.policy import Policy, load
+from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, grammar
+
+#: What a running service cannot change, under the name that an operator knows it by.
+_FIXED_AT_START = {
+    "Port": attrgetter("policy.port"),
+    "Listen": attrgetter("policy.listen"),
+    "ExchangeTime": attrgetter("policy.exchange_time"),
+    "Name of [DEVICE]": attrgetter("policy.device_name"),
+    "InnerAddress": attrgetter("policy.inner_addresses"),
+    "Interface of [LAN]": attrgetter("policy.lan_interface"),
+    "PrivateKey": attrgetter("credentials.private_key"),
+    "PresharedKey": attrgetter("credentials.preshared_key"),
+    "Socket": attrgetter("control_socket"),
+    "StateDirectory": attrgetter("state_directory"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """What one role runs with. Paths that the policy gives are relative to its own directory."""
 
-    file: Path
     policy: Policy
     credentials: Credentials = field(repr=False)
     control_socket: Path
     state_directory: Path
 
+    def fixed_but_changed(self, after: "Configuration") -> list[str]:
+        """Return the names of settings that differ in `after` and take a restart."""
+        return [name for name, setting in _FIXED_AT_START.items() if setting(self) != setting(after)]
 
-def read(file: str, role: Role) -> Configuration:
+
+def read(file: Path, role: Role) -> Configuration:
     """
-    Read the policy in `file` for `role`.
+    Read the policy in `file` for `role`, and the key files that it names.
 
     Raises `LocalError`; it is a `PolicyError` with all errors if the policy has any.
     """
-    path = Path(file).absolute()
-    policy = load(_text(path, file), file)
-    _check(policy, file, role)
-    place = path.parent
+    policy = _read_policy(file, role)
+    place = file.parent
     assert policy.private_key is not None
     socket = policy.control_socket or DEFAULT_CONTROL_SOCKET.format(role=role.value)
     state = policy.state_directory or DEFAULT_STATE_DIRECTORY.format(role=role.value)
     return Configuration(
-        file=path,
         policy=policy,
         credentials=Credentials(
             keyfile.load(str(place / policy.private_key)),
@@ -51,20 +67,26 @@ def read(file: str, role: Role) -> Configuration:
     )
 
 
-def _text(path: Path, file: str) -> str:
+def _read_policy(file: Path, role: Role) -> Policy:
     try:
-        return path.read_text(encoding="utf-8")
+        text = file.read_bytes()
     except OSError as error:
         raise LocalError(f"{file}: cannot read the policy: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise LocalError(f"{file}: found a byte that is no UTF-8 at offset {error.start}") from None
+    reading = grammar.read(text, str(file))
+    if errors := reading.errors or list(_missing(reading, role)):
+        raise PolicyError(errors)
+    return reading.policy
 
 
-def _check(policy: Policy, file: str, role: Role) -> None:
-    """Refuse a policy that this role cannot run with (DESIGN 7)."""
+def _missing(reading: grammar.Reading, role: Role) -> Iterator[Diagnostic]:
+    """Find what a faultless policy lacks for this role to run with it (DESIGN 7)."""
+    policy = reading.policy
+    lacking = []
     if policy.private_key is None:
-        raise LocalError(f"{file}: found no PrivateKey in [IDENTITY], expected this node's key file")
+        lacking.append(("[IDENTITY]", "found no PrivateKey in [IDENTITY], expected this node's key file"))
     if role is Role.CLIENT and not policy.tunnels:
-        raise LocalError(f"{file}: found no entry in [TUNNEL]: is this a gateway's policy?")
+        lacking.append(("[TUNNEL]", "found no entry in [TUNNEL], expected one: is this a gateway's policy?"))
     if role is Role.GATEWAY and not policy.lan_networks:
-        raise LocalError(f"{file}: found no Networks in [LAN]: is this a client's policy?")
+        lacking.append(("[LAN]", "found no Networks in [LAN], expected some: is this a client's policy?"))
+    for section, message in lacking:
+        yield Diagnostic(reading.filename, reading.lines.get(section, 1), Severity.ERROR, message)

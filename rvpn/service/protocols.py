@@ -5,7 +5,7 @@ The two Twisted protocols of a node, over one UDP port (DESIGN 3).
     exchange
                                                         else -> the node's data path -> TUN device
 
-Both hand over to the node, a calculation, and let the service carry out the actions that come back.
+Both hand over to the node, a calculation, and have the service perform it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,7 @@ class KeyExchangeProtocol(AbstractDatagramProtocol):
 
     def fragmentReceived(self, datagram: bytes, path: Path) -> None:
         """Take one datagram that begins with the marker."""
-        now = self._service.now()
-        self._service.act(self._service.node.key_exchange(datagram, path, now))
+        self._service.perform(lambda now: self._service.node.key_exchange(datagram, path, now))
 
 
 class TunnelProtocol(AbstractDatagramProtocol):
@@ -49,6 +48,6 @@ class TunnelProtocol(AbstractDatagramProtocol):
 
     def pathErrorReceived(self, error: PathError) -> None:
         """Learn a smaller path MTU. Other errors only hint, and a hint alone fails no gateway (X6)."""
-        if error.mtu is not None:
-            now = self._service.now()
-            self._service.act(self._service.node.path_mtu(error.remote, error.mtu, now))
+        mtu = error.mtu
+        if mtu is not None:
+            self._service.perform(lambda now: self._service.node.path_mtu(error.remote, mtu, now))

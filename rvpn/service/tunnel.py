@@ -9,17 +9,20 @@ A node at work: sockets, TUN device and timer around a calculation (`rvpn.interf
 before twistd leaves the terminal; `stopService` says good-bye to the peers and gives everything back.
 """
 
+import atexit
 import errno
-import signal
+import socket
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from random import SystemRandom
 from typing import Any, ClassVar, Generic, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import inlineCallbacks
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -53,16 +56,21 @@ _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOT
 
 
 class TunnelService(Service, ABC, Generic[NodeT]):
-    """One role at work; `rvpn.service.client` and `rvpn.service.gateway` say what differs."""
+    """
+    One role at work; `rvpn.service.client` and `rvpn.service.gateway` say what differs.
+
+    `failed` tells, after the end, that it could not go on.
+    """
 
     role: ClassVar[Role]
     node: NodeT
     mtu: int
+    failed = False
     _log = Logger()
 
     def __init__(self, file: str, reactor: Any) -> None:
         """`file` is the policy's; nothing happens before `open`."""
-        self._file = file
+        self._file = Path(file).absolute()  # twistd may change its directory before a reload
         self._reactor = reactor
         self._random = SystemRandom()
         self._sealed = DatagramBatch(BATCH_CAPACITY)
@@ -88,98 +96,130 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     def open(self) -> None:
         """Take what the role needs from the host. Raises `LocalError`, and then holds nothing."""
-        with self._resources:
+        with ExitStack() as resources:
             self._configuration = config = configuration.read(self._file, self.role)
+            resources.callback(_occupy(self.role).close)
             state = StateDirectory(config.state_directory)
-            self._resources.callback(state.close)
+            resources.callback(state.close)
             self._netlink = Netlink()
-            self._resources.callback(self._netlink.close)
+            resources.callback(self._netlink.close)
             policy = config.policy
-            self._host = HostChanges(state, self.role, policy.port, self._netlink)
+            self._host = HostChanges(state, self.role, self._netlink)
             self._host.recover()
-            self._resources.callback(self._host.undo)
+            resources.callback(self._host.undo)
             received = DatagramBatch(BATCH_CAPACITY)
             self._udp = UDPPorts(
                 policy.listen, policy.port, TunnelProtocol(self), self._reactor, received, OUTER_MARK
             )
-            self._resources.callback(self._udp.close)
+            resources.callback(self._udp.close)
             self._tun = TunPort(policy.device_name, self, self._reactor)
-            self._resources.callback(self._tun.close)
+            resources.callback(self._tun.close)
             self.mtu = self._prepare_host(policy)
             self.node = self._make_node(config)
+            self._alarm = alarm.Alarm(self._ring, self._reactor)
+            resources.callback(self._alarm.close)
             commands = {"status": self.status, "reload": self.reload}
             self._control = ControlServer(str(config.control_socket), commands)
             self._control.start(self._reactor)
-            self._resources = self._resources.pop_all()
+            self._resources = resources.pop_all()
+        # Should twistd fail at something else, `stopService` is never called.
+        atexit.register(self._resources.close)
+        self._started_at = self.now()
 
     def startService(self) -> None:
         """Begin to carry packets."""
         super().startService()
-        self._started_at = self.now()
-        self._alarm = alarm.Alarm(self._ring, self._reactor)
         self._udp.startReading()
         self._tun.startReading()
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload_by_signal))
-        fields = {"role": self.role.value, "device": self._tun.name, "mtu": self.mtu}
-        self._log.info("rvpn {role} is ready: device {device}, MTU {mtu}", **fields)
+        self._log.info(
+            "rvpn {role} {version} is ready: device {device}, MTU {mtu}",
+            role=self.role.value,
+            version=__version__,
+            device=self._tun.name,
+            mtu=self.mtu,
+        )
 
     @inlineCallbacks
     def stopService(self) -> Any:
         """Close the sessions, wait a moment for the peers to acknowledge, and give everything back."""
         super().stopService()
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        self._tun.stopReading()
-        self.act(self.node.close(self.now()))
-        deadline = self.now() + FAREWELL
-        while not self.node.quiet and self.now() < deadline:
-            yield deferLater(self._reactor, 0.02)
-        self._alarm.close()
-        yield self._control.stop()
-        self._resources.close()
+        try:
+            yield self._control.stop()
+            self._tun.stopReading()
+            self.perform(self.node.close)
+            deadline = self.now() + FAREWELL
+            while not self.node.quiet and self.now() < deadline:
+                yield deferLater(self._reactor, 0.02)
+        except Exception:
+            self._log.failure("the sessions could not be closed in order")
+        finally:
+            self._resources.close()
+            atexit.unregister(self._resources.close)
         self._log.info("rvpn {role} has stopped", role=self.role.value)
 
     # --- packets ------------------------------------------------------------------------------------------
 
     def packetReceived(self, packet: memoryview) -> None:
         """Take an inner packet from the TUN device (`rvpn.net.tun.PacketReceiver`)."""
-        sealed = self._sealed
-        sealed.clear()
-        actions = self.node.outbound(packet, sealed, self.now())
-        if sealed.count and not self._udp.send(sealed):
-            self.node.drop(DropReason.SEND_FAILED)
-        self.act(actions)
+        self.perform(lambda now: self._seal(packet, now))
 
     def datagramsReceived(self, batch: DatagramBatch) -> None:
         """Take ESP and session control from the network (`TunnelProtocol`)."""
-        opened = self._opened
-        opened.clear()
-        actions = self.node.inbound(batch, opened, self.now())
-        for start, end in opened.spans:
-            self._deliver(opened.view[start:end])
-        self.act(actions)
+        self.perform(lambda now: self._open(batch, now))
 
     def deviceLost(self, reason: Failure) -> None:
         """Stop: without its TUN device a node is of no use, and who started it can start it again."""
-        self._log.critical("the TUN device is lost: {reason}", reason=reason.getErrorMessage())
-        self._reactor.stop()
+        self._log.critical("{reason}: this node stops", reason=reason.getErrorMessage())
+        self.failed = True
+        with suppress(ReactorNotRunning):
+            self._reactor.stop()
 
-    def act(self, actions: Iterable[Action]) -> None:
-        """Carry out what the node asks for, and set the alarm to its next deadline."""
-        for action in actions:
-            if isinstance(action, Send):
-                self._send(action)
-            elif isinstance(action, Deliver):
-                self._deliver(action.packet)
-            else:
-                self._tell(action)
-        self._alarm.set(self.node.deadline())
+    def perform(self, calculation: Callable[[float], Iterable[Action]]) -> None:
+        """
+        Run a calculation of the node at the present time, and carry out what it asks for.
 
-    def _send(self, action: Send) -> None:
+        The alarm is set to the node's next deadline, even where something raises.
+        """
+        try:
+            pending = deque(calculation(self.now()))
+            while pending:
+                pending.extend(self._carry_out(pending.popleft()))
+        finally:
+            self._alarm.set(self.node.deadline())
+
+    def _seal(self, packet: memoryview, now: float) -> Iterable[Action]:
+        sealed = self._sealed
+        sealed.clear()
+        actions = self.node.outbound(packet, sealed, now)
+        if sealed.count and not self._udp.send(sealed):
+            self.node.drop(DropReason.SEND_FAILED)
+        return actions
+
+    def _open(self, batch: DatagramBatch, now: float) -> Iterable[Action]:
+        opened = self._opened
+        opened.clear()
+        actions = self.node.inbound(batch, opened, now)
+        for start, end in opened.spans:
+            self._deliver(opened.view[start:end])
+        return actions
+
+    def _carry_out(self, action: Action) -> Iterable[Action]:
+        """Do one thing, and return what the node makes of a failure."""
+        if isinstance(action, Send):
+            return self._send(action)
+        if isinstance(action, Deliver):
+            self._deliver(action.packet)
+        else:
+            self._tell(action)
+        return ()
+
+    def _send(self, action: Send) -> Iterable[Action]:
         if self._udp.sendDatagram(action.datagram, action.path):
-            return
+            return ()
         self.node.drop(DropReason.SEND_FAILED)
-        if self._udp.send_errno in _NO_WAY:
-            self.act(self.node.unreachable(action.path.remote, self.now()))
+        if self._udp.send_errno not in _NO_WAY:
+            return ()
+        return self.node.unreachable(action.path.remote, self.now())
 
     def _deliver(self, packet: bytes | memoryview) -> None:
         if not self._tun.write(packet):
@@ -189,7 +229,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         (self._log.warn if event.warning else self._log.info)(event.message, **event.fields)
 
     def _ring(self) -> None:
-        self.act(self.node.advance(self.now()))
+        self.perform(self.node.advance)
 
     # --- commands -----------------------------------------------------------------------------------------
 
@@ -205,39 +245,48 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         }
 
     def reload(self) -> Mapping[str, Any]:
-        """Read the policy again. Raises `LocalError` if it has errors; then nothing changes."""
-        before = self._configuration
-        after = configuration.read(self._file, self.role)
-        if fixed := _fixed_at_start(before, after):
-            raise LocalError(f"{self._file}: {fixed} changed, which takes a restart; nothing was changed")
-        self._configuration = after
-        self.mtu = self._prepare_host(after.policy)
-        self.act(self.node.reload(after.policy, self.now()))
+        """Read the policy again. Raises `LocalError` if that cannot be; then all is as before."""
+        try:
+            self._take_over(configuration.read(self._file, self.role))
+        except LocalError as error:
+            for line in str(error).splitlines():
+                self._log.error("the policy was not read again: {fault}", fault=line)
+            raise
         self._log.info("the policy was read again")
         return {"role": self.role.value}
 
-    def _reload_by_signal(self) -> None:
+    def _take_over(self, after: Configuration) -> None:
+        before = self._configuration
+        if fixed := before.fixed_but_changed(after):
+            names = ", ".join(fixed)
+            raise LocalError(f"{self._file}: {names} changed, which takes a restart; nothing was changed")
         try:
-            self.reload()
+            self.mtu = self._prepare_host(after.policy)
         except LocalError as error:
-            for line in str(error).splitlines():
-                self._log.error("the policy was not read again: {line}", line=line)
+            self._go_back(before.policy, error)
+            raise
+        self._configuration = after
+        self.perform(lambda now: self.node.reload(after.policy, now))
+
+    def _go_back(self, policy: Policy, cause: LocalError) -> None:
+        """Prepare the host for the policy in force, after `cause` kept it from the change to another one."""
+        try:
+            self._prepare_host(policy)
+        except LocalError as error:
+            raise LocalError(f"{cause}\nand the former routes could not be restored: {error}") from cause
 
 
-def _fixed_at_start(before: Configuration, after: Configuration) -> str:
-    """Return the names of settings that differ and that a running service cannot change."""
-    names = {
-        "Port": "port",
-        "Listen": "listen",
-        "ExchangeTime": "exchange_time",
-        "Name of [DEVICE]": "device_name",
-        "InnerAddress": "inner_addresses",
-        "Interface of [LAN]": "lan_interface",
-    }
-    changed = [
-        name
-        for name, attribute in names.items()
-        if getattr(before.policy, attribute) != getattr(after.policy, attribute)
-    ]
-    places = replace(before, policy=after.policy) == replace(after, policy=after.policy)
-    return ", ".join(changed) if changed or places else "a key or a path"
+def _occupy(role: Role) -> socket.socket:
+    """
+    Keep other processes of this role out of this network namespace, whose routing table they would share.
+
+    Returns a socket without use but its name: abstract ones belong to the network namespace, and go with the
+    process (unix(7)).
+    """
+    occupied = socket.socket(socket.AF_UNIX)
+    try:
+        occupied.bind(f"\0rvpn {role.value}")
+    except OSError:
+        occupied.close()
+        raise LocalError(f"another rvpn {role.value} runs on this host, and there is room for one") from None
+    return occupied

@@ -1,9 +1,9 @@
 """
 Two ends of a key exchange in memory.
 
-`Network` joins them and loses, delays and duplicates by the test's seed. `Gateway` is an acceptor alone, with the
-mechanism `noise`. `ChattyContext` is a mechanism with as many tokens of whatever size a test wants, and no
-cryptography.
+`Network` joins them and loses, delays and duplicates by the test's seed. `Gateway` is an acceptor alone, with
+the mechanism `noise`. `ChattyContext` is a mechanism with as many tokens of whatever size a test wants, and
+no cryptography.
 """
 
 import heapq
@@ -51,7 +51,7 @@ class ChattyContext:
 
     def __init__(self, lengths: tuple[int, ...], cookie: bytes, *, initiator: bool) -> None:
         self._tokens = [
-            (blake2b(bytes([n]) + cookie).digest() * (length // 64 + 1))[:length]
+            (blake2b(n.to_bytes(2, "big") + cookie).digest() * (length // 64 + 1))[:length]
             for n, length in enumerate(lengths)
         ]
         self._next = 1 if initiator else 0
@@ -181,6 +181,8 @@ class Network:
         except RemoteError as error:
             self.refused.append(error)
             return
+        if reply.refused is not None:
+            self.refused.append(reply.refused)
         if reply.established is not None:
             self.established.append(reply.established)
         self._to_initiator(reply.datagrams)
@@ -192,8 +194,10 @@ class Network:
             self.refused.append(error)
 
 
-def chatty(lengths: tuple[int, ...], *, lifetime: float = 5.0, seed: int = 1) -> Network:
-    """Return both ends of an exchange with `ChattyContext`s; the mechanism always wants a cookie."""
+def chatty(
+    lengths: tuple[int, ...], *, lifetime: float = 5.0, seed: int = 1, cookies: bool = True
+) -> Network:
+    """Return both ends of an exchange with `ChattyContext`s; the mechanism wants a cookie always or never."""
 
     def new_context(cookie: bytes) -> SecurityContext:
         return ChattyContext(lengths, cookie, initiator=True)
@@ -202,7 +206,8 @@ def chatty(lengths: tuple[int, ...], *, lifetime: float = 5.0, seed: int = 1) ->
         return ChattyContext(lengths, request.cookie, initiator=False)
 
     agenda, random = Agenda(), Random(seed)
-    acceptor = Acceptor({Mechanism.TLS: accepting_context}, agenda, random, 0.0)
+    always = (Mechanism.TLS,) if cookies else ()
+    acceptor = Acceptor({Mechanism.TLS: accepting_context}, agenda, random, 0.0, always)
     exchange = InitiatorExchange(EXCHANGE_ID, Mechanism.TLS, new_context, 0.0, lifetime)
     return Network(exchange, acceptor, agenda, random)
 

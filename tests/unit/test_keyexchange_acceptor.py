@@ -136,6 +136,13 @@ class RejectionTests(SynchronousTestCase):
             error = self.assertRaises(RemoteError, Gateway().receive, datagram)
             self.assertEqual(error.reason, DropReason.UNKNOWN_EXCHANGE)
 
+    def test_reflected(self) -> None:
+        """Its own answer, sent back, draws nothing."""
+        gateway = Gateway()
+        (answer,) = gateway.receive(first()[0]).datagrams
+        error = self.assertRaises(RemoteError, gateway.receive, answer)
+        self.assertEqual(error.reason, DropReason.UNKNOWN_EXCHANGE)
+
 
 class RecordingTests(SynchronousTestCase):
     """A recorded first message is worthless (DESIGN 4)."""

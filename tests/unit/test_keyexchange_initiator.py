@@ -97,6 +97,28 @@ class LossTests(SynchronousTestCase):
         self.assertIsNotNone(network.exchange.context)
         self.assertEqual(len(network.established), 1)
 
+    def test_last_token_without_cookie(self) -> None:
+        """The same without a cookie: the acknowledgement of the last token counts."""
+        network = chatty((100, 100, 100), cookies=False)
+        network.run(5.0)
+        self.assertIsNotNone(network.exchange.context)
+        self.assertAlmostEqual(network.now, 4 * network.delay)
+
+    def test_last_token_of_the_acceptor(self) -> None:
+        """Under a cookie the acceptor hears that its last token has arrived, and stops repeating it."""
+        network = chatty((100, 100))
+        network.run(5.0)
+        last = tokens.decode(network.to_acceptor[-1])
+        assert isinstance(last, tokens.Acknowledgement)
+        self.assertEqual((last.token, last.bitmap), (1, 1))
+
+    def test_exchange_without_end(self) -> None:
+        """A mechanism that never ends is refused when token numbers run out."""
+        network = chatty((20,) * 300, lifetime=10.0)
+        network.run(9.0)
+        self.assertEqual({error.reason for error in network.refused}, {DropReason.MALFORMED_KEY_EXCHANGE})
+        self.assertEqual(tokens.decode(network.to_acceptor[-1]).token, 254)
+
     def test_path_that_is_dead(self) -> None:
         """Without an answer it fails at the end of its lifetime, having repeated as DESIGN 4 says."""
         network = chatty(LONG, lifetime=2.0)

@@ -5,6 +5,7 @@ The vectors are cacophony's, in `noise-ik-cacophony.json` under `RVPN_VECTORS` (
 beside the project).
 """
 
+import copy
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from rvpn.keyexchange.noise import (
     public_key,
     tai64n,
 )
+from rvpn.keyexchange.parameters import encode
 from tests.unit.keyexchange_ends import (
     ANSWER,
     CLIENT,
@@ -313,6 +315,16 @@ class ForgeryTests(SynchronousTestCase):
         self.assertRaises(RemoteError, client.step, answer)
         self.assertRaises(RemoteError, gateway.step, first)
         self.assertRaises(RemoteError, gateway.step, None)
+
+    def test_keys_do_not_change(self) -> None:
+        """Not even the true peer, which knows the state, can make an established context begin again."""
+        client, gateway = noise_initiator(), noise_acceptor()
+        client.step(stepped(gateway, stepped(client, None)))
+        first_again = copy.deepcopy(client._handshake).write_first(NOW + encode(OFFER))
+        second_again = copy.deepcopy(gateway._handshake).write_second(encode(ANSWER))
+        self.assertRaises(RemoteError, gateway.step, first_again)
+        self.assertRaises(RemoteError, client.step, second_again)
+        self.assertEqual(derive(client), derive(gateway))
 
     def test_peer_that_is_no_key(self) -> None:
         """A configured peer that is no public key is our own fault, and the text says so."""

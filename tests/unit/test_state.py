@@ -81,6 +81,7 @@ class StateDirectoryTests(SynchronousTestCase):
         first = StateDirectory(self.path)
         self.assertIn("another rvpn process", self.refusal())
         first.close()
+        first.close()
         self.opened()
 
     def test_open_to_others(self) -> None:

@@ -1,0 +1,56 @@
+"""The log as one JSON object per line, for programs: `--json-log FILE` of either role."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import implementer
+
+from rvpn.errors import LocalError
+
+#: What Twisted's older log calls add to an event, of no use to a reader.
+_LEGACY = {"system", "isError", "format"}
+
+
+@implementer(ILogObserver)
+class JSONLog(Service):
+    """Appends each log event to a file as a JSON object. Raises `LocalError` if it cannot be opened."""
+
+    def __init__(self, file: str) -> None:
+        try:
+            self._out = sys.stdout if file == "-" else Path(file).open("a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise LocalError(f"{file}: cannot open the log: {error.strerror}") from None
+
+    def startService(self) -> None:
+        """Begin to observe; before, twistd keeps events and would repeat them."""
+        super().startService()
+        globalLogPublisher.addObserver(self)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write one event (`ILogObserver`)."""
+        self._out.write(json.dumps(plain(event), separators=(",", ":")) + "\n")
+        self._out.flush()
+
+
+def plain(event: LogEvent) -> dict[str, Any]:
+    """
+    Keep of an event what a program can use: time, level, origin, text, the fields that are plain values, and
+    the traceback of a failure.
+    """
+    level, failure = event.get("log_level"), event.get("log_failure")
+    line = {
+        "time": event.get("log_time"),
+        "level": level.name if level is not None else "info",
+        "origin": event.get("log_namespace"),
+        "text": formatEvent(event),
+    }
+    if failure is not None:
+        line["traceback"] = failure.getTraceback()
+    for name, value in event.items():
+        if not (name.startswith("log_") or name in _LEGACY) and isinstance(value, str | int | float | bool):
+            line.setdefault(name, value)
+    return line
