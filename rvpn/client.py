@@ -603,6 +603,7 @@ class Client(TunnelEnd):
             },
             "drops": self.drop_counts(),
             "failovers": self.failover.journal.status(),
+            "promise": self.failover.promise(now),
         }
 
 

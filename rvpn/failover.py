@@ -84,6 +84,22 @@ class Failover:
             policy.heartbeat_confirm_time,
         )
 
+    def promise(self, now: float) -> dict[str, str | float]:
+        """
+        Return how soon the policy lets a failed gateway be left: defer + 2 x response (R7).
+
+        Where the times are `auto` (X7) they are those of the slowest gateway in use.
+        """
+        detectors = [session.detector for session in self._cache if session.detector is not None]
+        response = max((detector.response for detector in detectors), default=self._timing.response or 0.0)
+        defer = max((detector.defer(now) for detector in detectors), default=self._timing.defer or 0.0)
+        return {
+            "mode": self._timing.mode.value,
+            "defer": defer,
+            "response": response,
+            "bound": defer + 2 * response,
+        }
+
     def of(self, gateway: IPAddress) -> Iterator[ClusterInUse]:
         """Return the clusters that name `gateway`."""
         return (cluster for cluster in self.clusters.values() if gateway in cluster)

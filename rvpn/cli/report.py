@@ -1,6 +1,7 @@
 """The status of a service as text for people: headline, clusters, a line per session, exchanges, drops."""
 
 from collections.abc import Callable, Iterable, Sequence
+from time import localtime, strftime
 from typing import Any
 
 Status = dict[str, Any]
@@ -21,6 +22,16 @@ _COMMON: tuple[_Column, ...] = (
     ("TRANSFORM", lambda session: session["transform"] or "none"),
     ("PEER", lambda session: session["peer"]),
 )
+_FAILOVER: tuple[_Column, ...] = (
+    ("TIME", lambda change: strftime("%Y-%m-%d %H:%M:%S", localtime(change["time"]))),
+    ("CLUSTER", lambda change: change["cluster"]),
+    ("FROM", lambda change: change["left"] or "-"),
+    ("TO", lambda change: change["taken"] or "-"),
+    ("NOTICED", lambda change: _or_none(change["detection"])),
+    ("FIRST PACKET", lambda change: _or_none(change["first_packet"])),
+    ("MEANWHILE", lambda change: f"{change['packets_meanwhile']:,} packets"),
+    ("REASON", lambda change: change["reason"]),
+)
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -30,13 +41,44 @@ def text(status: Status) -> str:
     return "\n".join(
         [
             f"{status['role']} (rvpn {status['version']}), up {duration(status['uptime'])}, "
-            f"device {status['device']}, MTU {status['mtu']}",
+            f"device {status['device']}, MTU {status['mtu']}"
+            + (f", status {status['status']}" if "status" in status else ""),
             *(_section("clusters", map(_cluster, status["clusters"])) if "clusters" in status else []),
             *_section("sessions", _table(columns, status["sessions"])),
             "exchanges: " + ", ".join(f"{count:,} {state}" for state, count in status["exchanges"].items()),
+            *_section("failovers", _table(_FAILOVER, status.get("failovers", []))),
             *_section("drops", _aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
         ]
     )
+
+
+def explained(status: Status) -> str:
+    """Return the report with the bound that the policy promises for a failover, and what was measured (R7)."""
+    if status["role"] != "client":
+        return text(status)
+    promise = status["promise"]
+    if promise["mode"] == "NONE":
+        lines = ["heartbeats are off (Heartbeat = NONE): no failure is noticed before the keys expire"]
+    else:
+        lines = [
+            f"a failed gateway is left within {_seconds(promise['bound'])} of its last packet: "
+            f"{_seconds(promise['defer'])} of silence, then two heartbeats of {_seconds(promise['response'])} each"
+        ]
+        if promise["mode"] == "DEFERRED":
+            lines.append("the first heartbeat waits for a packet of yours (Heartbeat = DEFERRED)")
+    detected = [change["detection"] for change in status["failovers"] if change["detection"] is not None]
+    if detected:
+        fastest, slowest = _seconds(min(detected)), _seconds(max(detected))
+        lines.append(f"{len(detected)} failures in this run, noticed after {fastest} to {slowest}")
+    return "\n".join([text(status), *_section("promise", lines)])
+
+
+def _or_none(seconds: float | None) -> str:
+    return "-" if seconds is None else _seconds(seconds)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ STATUS_TIME, RELOAD_TIME = 5.0, 30.0
 
 
 def register(commands: Subparsers) -> None:
-    """Add both commands."""
+    """Add the commands."""
     status = commands.add_parser(
         "status",
         help="show what the services on this machine are doing",
@@ -27,6 +27,11 @@ def register(commands: Subparsers) -> None:
     )
     status.add_argument(
         "--json", action="store_true", help="print one JSON object per service, each on a line"
+    )
+    status.add_argument(
+        "--explain",
+        action="store_true",
+        help="say how soon the policy promises a failover, and how soon those of this run were",
     )
     _add_place(status)
     status.set_defaults(run=_status)
@@ -38,6 +43,21 @@ def register(commands: Subparsers) -> None:
     )
     _add_place(reload)
     reload.set_defaults(run=_reload)
+    drain = commands.add_parser(
+        "drain",
+        help="ask the clients of this gateway to move to other gateways",
+        description="Ask the clients of the gateway on this machine to move to other gateways, and take no "
+        "new ones. When `rvpn status` shows no traffic any more it can be stopped without losing a packet.",
+    )
+    _add_place(drain)
+    drain.set_defaults(run=_drain)
+    undrain = commands.add_parser(
+        "undrain",
+        help="end a drain",
+        description="Let clients use the gateway on this machine again.",
+    )
+    _add_place(undrain)
+    undrain.set_defaults(run=_undrain)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +75,21 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 def _status(options: argparse.Namespace) -> int:
     if options.json:
         return _ask_each(options, "status", STATUS_TIME, json.dumps)
-    return _ask_each(options, "status", STATUS_TIME, report.text, between="\n\n")
+    show = report.explained if options.explain else report.text
+    return _ask_each(options, "status", STATUS_TIME, show, between="\n\n")
+
+
+def _drain(options: argparse.Namespace) -> int:
+    return _ask_each(
+        options,
+        "drain",
+        STATUS_TIME,
+        lambda answer: f"draining: {answer['sessions']} sessions are asked to move",
+    )
+
+
+def _undrain(options: argparse.Namespace) -> int:
+    return _ask_each(options, "undrain", STATUS_TIME, lambda _: "no longer draining")
 
 
 def _reload(options: argparse.Namespace) -> int:

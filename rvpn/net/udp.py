@@ -247,6 +247,11 @@ class UDPPorts:
         for port in self.ports:
             port.stopReading()
 
+    def drain(self) -> None:
+        """Deliver now what waits, as far as one wake-up would."""
+        for port in self.ports:
+            port.doRead()
+
     def close(self) -> None:
         """Close all sockets. May be called again."""
         for port in self.ports:

@@ -2,17 +2,24 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 from rvpn.client import Client
 from rvpn.constants import LINK_MTU, MIN_TUNNEL_MTU, Role
 from rvpn.errors import LocalError
 from rvpn.esp.codec import inner_mtu
-from rvpn.interfaces import IPAddress
+from rvpn.interfaces import Event, IPAddress
+from rvpn.net.clock import SleepWatch
 from rvpn.net.host import OUTER_MARK
 from rvpn.net.netlink import OuterPath
 from rvpn.policy import Policy, TunnelIndex
+from rvpn.policy.auto import resolve_auto
 from rvpn.service.configuration import Configuration
 from rvpn.service.tunnel import TunnelService
+from rvpn.state import StateDirectory
+
+#: The file in the state directory that holds the highest ownership generation used (DESIGN 6).
+_GENERATION = "generation"
 
 
 class ClientService(TunnelService[Client]):
@@ -22,6 +29,7 @@ class ClientService(TunnelService[Client]):
     _inner_addresses: tuple[IPAddress, ...] = ()
 
     def _prepare_host(self, policy: Policy) -> int:
+        policy = self._resolved(policy)
         gateways = list(_gateways(policy))
         paths = dict(self._paths(gateways))
         self._link_mtu = min((path.mtu for path in paths.values()), default=LINK_MTU)
@@ -49,15 +57,61 @@ class ClientService(TunnelService[Client]):
             if path is not None:
                 yield gateway, path
 
-    def _make_node(self, configuration: Configuration) -> Client:
+    def _make_node(self, configuration: Configuration, state: StateDirectory) -> Client:
+        self._state = state
+        self._saved_generation = int.from_bytes(state.read(_GENERATION) or b"")
         return Client(
-            configuration.policy,
+            self._resolved(configuration.policy),
             configuration.credentials,
             self._inner_addresses,
             self._random,
             time.time,
+            self.now(),
             self._link_mtu,
+            self._saved_generation,
         )
+
+    def _watch_host(self, resources: ExitStack) -> None:
+        sleep = SleepWatch(self._slept, self._reactor)
+        resources.callback(sleep.close)
+        resources.callback(self._save_generation)
+
+    def _slept(self, _seconds: float) -> None:
+        self.perform(self.node.host_changed)
+
+    def addressChanged(self) -> None:
+        """Ask the gateways in use at once: the way to them may have changed (X6)."""
+        self.perform(self.node.host_changed)
+
+    def linkChanged(self, name: str, up: bool) -> None:
+        """Ask the gateways in use at once: the way to them may have changed (X6)."""
+        self.perform(self.node.host_changed)
+
+    def routeChanged(self) -> None:
+        """See whether AUTO stands for another access server now (R15)."""
+        server = self._access_server()
+        if server == self._server or all(tunnel.cluster for tunnel in self._configuration.policy.tunnels):
+            return
+        self._log.info("the access server is now {server}", server=str(server) if server else "none")
+        self._take_over(self._configuration)
+
+    def _access_server(self) -> IPAddress | None:
+        return self._netlink.access_server(without=[self._tun.index])
+
+    def _resolved(self, policy: Policy) -> Policy:
+        """Put what AUTO stands for into its entries (R15)."""
+        self._server = self._access_server()
+        return resolve_auto(policy, self._server)
+
+    def _tell(self, event: Event) -> None:
+        super()._tell(event)
+        # Every change of gateway is told, and claims an address with a new generation.
+        if self.node.generation != self._saved_generation:
+            self._saved_generation = self.node.generation
+            self._reactor.callLater(1.0, self._save_generation)
+
+    def _save_generation(self) -> None:
+        self._state.write(_GENERATION, self.node.generation.to_bytes(12))
 
 
 def _gateways(policy: Policy) -> set[IPAddress]:

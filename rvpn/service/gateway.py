@@ -3,16 +3,32 @@ The gateway at work: its clients' inner addresses routed to the TUN device, and 
 LAN.
 """
 
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from ipaddress import ip_network
+from typing import Any
 
-from rvpn.constants import MIN_TUNNEL_MTU, Role
+from rvpn.constants import MIN_TUNNEL_MTU, Presence, Role
 from rvpn.errors import LocalError
 from rvpn.esp.codec import inner_mtu
 from rvpn.gateway import Gateway
-from rvpn.interfaces import IPAddress
+from rvpn.interfaces import Action, Announce, IPAddress, Probe
+from rvpn.lanwatch import LanWatch
+from rvpn.lost_keys import LostKeys
+from rvpn.net.clock import SleepWatch, StallWatch
+from rvpn.net.host import OUTER_MARK
+from rvpn.net.neighbours import NeighbourPort
+from rvpn.net.probe import Prober
 from rvpn.policy import Policy
 from rvpn.service.configuration import Configuration
+from rvpn.service.control import Command
 from rvpn.service.tunnel import TunnelService
+from rvpn.state import StateDirectory
+
+#: The file in the state directory that holds the secret of lost-key tokens and the number of the last start
+#: (X3).
+_STARTS = "starts"
 
 
 class GatewayService(TunnelService[Gateway]):
@@ -50,7 +66,98 @@ class GatewayService(TunnelService[Gateway]):
             if any(address in network for network in policy.lan_networks)
         }
 
-    def _make_node(self, configuration: Configuration) -> Gateway:
+    def _make_node(self, configuration: Configuration, state: StateDirectory) -> Gateway:
+        self._state = state
         return Gateway(
-            configuration.policy, configuration.credentials, self._random, self.now(), self._link_mtu
+            configuration.policy,
+            configuration.credentials,
+            self._random,
+            time.time,
+            self.now(),
+            lost_keys=self._next_start(),
+            link_mtu=self._link_mtu,
         )
+
+    def _next_start(self) -> LostKeys:
+        """Number this start, persistently, so that the next one can prove that this one is over (X3)."""
+        kept = self._state.read(_STARTS) or b""
+        secret, start = kept[:32], int.from_bytes(kept[32:]) + 1
+        if len(secret) < 32:
+            secret, start = self._random.randbytes(32), 1
+        self._state.write(_STARTS, secret + start.to_bytes(8))
+        return LostKeys(secret, start)
+
+    # --- the LAN side
+    # -----------------------------------------------------------------------------------------
+
+    def _watch_host(self, resources: ExitStack) -> None:
+        policy = self._configuration.policy
+        self._lan = LanWatch(self.node.agenda, self.node.lan_changed)
+        self._prober = Prober(policy.lan_interface, self, self._reactor, OUTER_MARK)
+        resources.callback(self._prober.close)
+        self._neighbours: NeighbourPort | None = None
+        if policy.presence is Presence.PROXY_ARP:
+            if policy.lan_interface is None:
+                raise LocalError(f"{self._file}: Presence = proxy-arp needs the Interface of [LAN]")
+            self._neighbours = NeighbourPort(policy.lan_interface, self, self._reactor)
+            resources.callback(self._neighbours.close)
+            for watch in SleepWatch, StallWatch:
+                resources.callback(watch(self._stood_still, self._reactor).close)
+
+    def startService(self) -> None:
+        """Begin to carry packets and to watch the LAN."""
+        super().startService()
+        policy = self._configuration.policy
+        self.perform(lambda now: self._lan.probe(policy.probe, policy.probe_interval, now))
+
+    def linkChanged(self, name: str, up: bool) -> None:
+        """Take the LAN interface for what it is (R14)."""
+        if name == self._configuration.policy.lan_interface:
+            self.perform(lambda now: self._lan.link(up, now))
+
+    def probeAnswered(self, target: IPAddress, sequence: int) -> None:
+        """See `rvpn.net.probe.ProbeReceiver`."""
+        self.perform(lambda now: self._lan.answered(target, sequence, now))
+
+    def owns(self, address: bytes) -> bool:
+        """See `rvpn.net.neighbours.NeighbourReceiver`."""
+        return self.node.presence.owns(address)
+
+    def foreignAnnouncement(self, address: IPAddress) -> None:
+        """See `rvpn.net.neighbours.NeighbourReceiver`."""
+        self.perform(lambda now: self.node.presence.contradicted(address, now))
+
+    def _stood_still(self, seconds: float) -> None:
+        """Doubt everything that was owned: another gateway may have been claimed meanwhile (DESIGN 8)."""
+        self.perform(self.node.presence.clock_jumped)
+
+    def _carry_out(self, action: Action) -> Iterable[Action]:
+        if isinstance(action, Announce) and self._neighbours is not None:
+            self._neighbours.announce(action.address)
+        elif isinstance(action, Probe):
+            self._prober.send(action.target, action.sequence)
+        return super()._carry_out(action)
+
+    # --- commands
+    # ---------------------------------------------------------------------------------------------
+
+    @property
+    def _commands(self) -> dict[str, Command]:
+        commands = {"drain": self.drain, "undrain": self.undrain, "forget-keys": self.forget_keys}
+        return {**super()._commands, **commands}
+
+    def drain(self) -> Mapping[str, Any]:
+        """Ask the clients to move to other gateways, and take no new ones (X4)."""
+        self.perform(lambda now: self.node.drain(True, now))
+        return {"role": self.role.value, "sessions": len(self.node.cache)}
+
+    def undrain(self) -> Mapping[str, Any]:
+        """Be a gateway like any other again."""
+        self.perform(lambda now: self.node.drain(False, now))
+        return {"role": self.role.value, "sessions": len(self.node.cache)}
+
+    def forget_keys(self) -> Mapping[str, Any]:
+        """Lose all keys at once, as a restart does (X3)."""
+        start = self._next_start()
+        self.perform(lambda now: self.node.forget_keys(start, now))
+        return {"role": self.role.value, "sessions": len(self.node.cache)}

@@ -47,7 +47,5 @@ class TunnelProtocol(AbstractDatagramProtocol):
             self._service.datagramsReceived(batch)
 
     def pathErrorReceived(self, error: PathError) -> None:
-        """Learn a smaller path MTU. Other errors only hint, and a hint alone fails no gateway (X6)."""
-        mtu = error.mtu
-        if mtu is not None:
-            self._service.perform(lambda now: self._service.node.path_mtu(error.remote, mtu, now))
+        """Take what the network says of a datagram of ours."""
+        self._service.refused(error)

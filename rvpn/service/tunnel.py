@@ -38,10 +38,12 @@ from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink
 from rvpn.net.tun import TunPort
 from rvpn.net.udp import UDPPorts
+from rvpn.net.udpsocket import PathError
+from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
 from rvpn.service.configuration import Configuration
-from rvpn.service.control import ControlServer
+from rvpn.service.control import Command, ControlServer
 from rvpn.service.protocols import TunnelProtocol
 from rvpn.state import StateDirectory
 
@@ -81,8 +83,21 @@ class TunnelService(Service, ABC, Generic[NodeT]):
     # --- what the roles decide ----------------------------------------------------------------------------
 
     @abstractmethod
-    def _make_node(self, configuration: Configuration) -> NodeT:
+    def _make_node(self, configuration: Configuration, state: StateDirectory) -> NodeT:
         """Return the node; the host is prepared."""
+
+    @abstractmethod
+    def _watch_host(self, resources: ExitStack) -> None:
+        """Open what else the role listens to; the node is there."""
+
+    def _resolved(self, policy: Policy) -> Policy:
+        """Return the policy as the node is to have it."""
+        return policy
+
+    @property
+    def _commands(self) -> dict[str, Command]:
+        """The commands of the control socket."""
+        return {"status": self.status, "reload": self.reload}
 
     @abstractmethod
     def _prepare_host(self, policy: Policy) -> int:
@@ -115,11 +130,13 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._tun = TunPort(policy.device_name, self, self._reactor)
             resources.callback(self._tun.close)
             self.mtu = self._prepare_host(policy)
-            self.node = self._make_node(config)
+            self.node = self._make_node(config, state)
             self._alarm = alarm.Alarm(self._ring, self._reactor)
             resources.callback(self._alarm.close)
-            commands = {"status": self.status, "reload": self.reload}
-            self._control = ControlServer(str(config.control_socket), commands)
+            self._network = NetworkWatch(self, self._reactor, self._netlink, without=[self._tun.index])
+            resources.callback(self._network.close)
+            self._watch_host(resources)
+            self._control = ControlServer(str(config.control_socket), self._commands)
             self._control.start(self._reactor)
             self._resources = resources.pop_all()
         # Should twistd fail at something else, `stopService` is never called.
@@ -131,6 +148,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         super().startService()
         self._udp.startReading()
         self._tun.startReading()
+        self._network.startReading()
         self._log.info(
             "rvpn {role} {version} is ready: device {device}, MTU {mtu}",
             role=self.role.value,
@@ -166,6 +184,23 @@ class TunnelService(Service, ABC, Generic[NodeT]):
     def datagramsReceived(self, batch: DatagramBatch) -> None:
         """Take ESP and session control from the network (`TunnelProtocol`)."""
         self.perform(lambda now: self._open(batch, now))
+
+    def refused(self, error: PathError) -> None:
+        """Take an ICMP error about a datagram of ours (`TunnelProtocol`)."""
+        if error.mtu is not None:
+            mtu = error.mtu
+            self.perform(lambda now: self.node.path_mtu(error.remote, mtu, now))
+        else:
+            self.perform(lambda now: self.node.refused(error.remote, error.quote, now))
+
+    def linkChanged(self, name: str, up: bool) -> None:
+        """Hear of a link (`rvpn.net.watch.NetworkReceiver`)."""
+
+    def addressChanged(self) -> None:
+        """Hear of addresses (`rvpn.net.watch.NetworkReceiver`)."""
+
+    def routeChanged(self) -> None:
+        """Hear of routes (`rvpn.net.watch.NetworkReceiver`)."""
 
     def deviceLost(self, reason: Failure) -> None:
         """Stop: without its TUN device a node is of no use, and who started it can start it again."""
@@ -209,7 +244,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             return self._send(action)
         if isinstance(action, Deliver):
             self._deliver(action.packet)
-        else:
+        elif isinstance(action, Event):
             self._tell(action)
         return ()
 
@@ -229,6 +264,11 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         (self._log.warn if event.warning else self._log.info)(event.message, **event.fields)
 
     def _ring(self) -> None:
+        """
+        Do what is due, after what has already arrived: an answer that waits in the socket is none missed
+        (R7).
+        """
+        self._udp.drain()
         self.perform(self.node.advance)
 
     # --- commands -----------------------------------------------------------------------------------------
@@ -266,7 +306,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._go_back(before.policy, error)
             raise
         self._configuration = after
-        self.perform(lambda now: self.node.reload(after.policy, now))
+        self.perform(lambda now: self.node.reload(self._resolved(after.policy), now))
 
     def _go_back(self, policy: Policy, cause: LocalError) -> None:
         """Prepare the host for the policy in force, after `cause` kept it from the change to another one."""
