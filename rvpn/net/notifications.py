@@ -12,6 +12,7 @@ happens to those counts as a change of routes too.
 """
 
 import struct
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
@@ -28,7 +29,6 @@ class _Kind(IntEnum):
 
 _HEADER = struct.Struct("=IHHII")  # length, kind, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, kind
-_NUMBER = struct.Struct("=I")
 _LINK = struct.Struct("=BxHiII")  # family, hardware, index, flags, mask
 _ADDRESS = struct.Struct("=BBBBI")  # family, length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")
@@ -112,7 +112,7 @@ class NetworkState:
         if index in self._without:
             return
         if _IFA_FLAGS in attributes:  # the fixed part has room for the first eight of them
-            (flags,) = _NUMBER.unpack_from(attributes[_IFA_FLAGS])
+            flags = _number(attributes, _IFA_FLAGS)
         address = index, attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
         usable = new and not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
         was_usable = address in self._addresses or not new
@@ -124,9 +124,7 @@ class NetworkState:
             self._addresses.discard(address)
 
     def _read_route(self, attributes: dict[int, bytes], changes: Changes) -> None:
-        device, table = (
-            _NUMBER.unpack_from(attributes.get(kind, bytes(4)))[0] for kind in (_RTA_OIF, _RTA_TABLE)
-        )
+        device, table = _number(attributes, _RTA_OIF), _number(attributes, _RTA_TABLE)
         if device not in self._without and table not in self._tables:
             changes.routes = True
 
@@ -148,6 +146,11 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         length, kind = _ATTRIBUTE.unpack_from(data, start)
         yield kind, data[start + _ATTRIBUTE.size : start + length]
         start += max(_aligned(length), _ATTRIBUTE.size)
+
+
+def _number(attributes: dict[int, bytes], kind: int) -> int:
+    """Return an attribute that is a number; 0, which is no device and no table, if it is missing."""
+    return int.from_bytes(attributes.get(kind, b""), sys.byteorder)
 
 
 def _aligned(length: int) -> int:

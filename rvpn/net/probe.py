@@ -72,7 +72,7 @@ class Prober:
         """
         Send a request with a sequence number of 16 bits. Never raises: what cannot be sent is logged once.
         """
-        request = _request(target.version, self._identifier, sequence)
+        request = echo_request(target.version, self._identifier, sequence)
         try:
             self._open(target.version).sendto(request, (str(target), 0))
             refusal = None
@@ -107,7 +107,7 @@ class Prober:
                 packet, sender = self._socket.recvfrom(_LONGEST)
             except OSError:
                 return
-            sequence = _reply_to(self._version, packet, self._identifier)
+            sequence = echo_reply_to(self._version, packet, self._identifier)
             if sequence is not None:
                 self._report(ip_address(sender[0].partition("%")[0]), sequence)
 
@@ -153,13 +153,13 @@ def _open(version: int, interface: str | None, mark: int | None) -> socket.socke
     return opened
 
 
-def _request(version: int, identifier: int, sequence: int) -> bytes:
+def echo_request(version: int, identifier: int, sequence: int) -> bytes:
     """Return an echo request (RFC 792, RFC 4443 section 4.1); the kernel adds ICMPv6's checksum."""
     unsummed = _ECHO.pack(_REQUEST[version], 0, 0, identifier, sequence)
     return _ECHO.pack(_REQUEST[version], 0, checksum(unsummed) if version == 4 else 0, identifier, sequence)
 
 
-def _reply_to(version: int, packet: bytes, identifier: int) -> int | None:
+def echo_reply_to(version: int, packet: bytes, identifier: int) -> int | None:
     """
     Return the sequence of a reply to `identifier`, None if it is anything else. IPv4 comes with its header.
     """
