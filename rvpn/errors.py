@@ -43,6 +43,8 @@ class DropReason(Enum):
     REPLAYED_CONTROL = "replayed-control"
     UNEXPECTED_CONTROL = "unexpected-control"
     TOO_MANY_HEARTBEATS = "too-many-heartbeats"
+    # Frames on the LAN of a gateway
+    MALFORMED_NEIGHBOUR = "malformed-neighbour"
 
 
 class RvpnError(Exception):
