@@ -7,8 +7,8 @@ The failure detector: when a heartbeat is due, and when a gateway has failed (R6
           --- none within HeartbeatResponseTime: a second heartbeat; again none: FAILED
 
 There is one detector for each gateway in use. It is a calculation: the node tells it the time, answers, hints
-and payload, and does what the returned `Verdict` says. It looks at its session when its deadline comes, so
-that a packet costs it nothing.
+and payload, and does what the returned `Verdict` says. It looks at its session when its deadline comes, at
+least once in each HeartbeatDeferTime, so that a packet costs it nothing.
 """
 
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ class FailureDetector:
         self._packets_seen = self._packets_at_answer = session.packets_out
         self._outstanding: dict[int, float] = {}
         self._tries = 0
-        self._asked_at = self._deadline = now
+        self._asked_at = self._deadline = self._look_at = now
         self._only_answer_counts = self._hinted = self._late = False
         self._hinted_at = float("-inf")
 
@@ -145,7 +145,7 @@ class FailureDetector:
         if self._timing.mode is HeartbeatMode.NONE or self._state is _State.DUE:
             return None
         if self._state is _State.ASKED:
-            return self._deadline
+            return min(self._deadline, self._look_at)
         silence = self._last_sign + self.defer(self._last_sign)
         return min(silence, self._confirm_at) if self._confirm_at is not None else silence
 
@@ -158,6 +158,11 @@ class FailureDetector:
     def suspicious(self) -> bool:
         """Whether a heartbeat was left unanswered and the second is out: standbys are asked now (X1)."""
         return self._state is _State.ASKED and self._tries > 1
+
+    @property
+    def suspected_at(self) -> float | None:
+        """When the first heartbeat went that is not answered yet; None if nothing is asked (X1)."""
+        return self._asked_at if self._state is _State.ASKED else None
 
     @property
     def _last_sign(self) -> float:
@@ -185,7 +190,10 @@ class FailureDetector:
         if not self._only_answer_counts and self._session.received_at > self._asked_at:
             self._rest()
             return Verdict.NOTHING
-        return self._no_answer(now, late_by=now - deadline)
+        if now < self._deadline:
+            self._look_at = now + self.defer(now)
+            return Verdict.NOTHING
+        return self._no_answer(now, late_by=now - self._deadline)
 
     def _silence(self, now: float) -> Verdict:
         """The gateway was silent for long, or did not confirm for long that it hears us."""
@@ -220,6 +228,7 @@ class FailureDetector:
         self._tries += 1
         self._late = False
         self._deadline = now + self._wait()
+        self._look_at = now + self.defer(now)
         return Verdict.HEARTBEAT
 
     def _wait(self) -> float:
