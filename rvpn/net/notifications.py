@@ -4,8 +4,8 @@ What rtnetlink notifications say: bytes from the kernel -> links, addresses and 
 A notification is an nlmsghdr, a fixed part and attributes, in host byte order (linux/netlink.h,
 linux/rtnetlink.h). `NetworkState` remembers what each link and address was last said to be: a lease that is
 renewed, an address that is still being checked for duplicates or new statistics of a link change nothing.
-It decodes no more than it needs, for a routing daemon that moves its table must not hold up packets: 3 us a
-message, where pyroute2 takes 50 to 300.
+It decodes no more than it needs, for a routing daemon that moves its table must not hold up packets:
+6 us a message, where pyroute2 takes 30 to 300.
 
 IPv4 routes that vanish with a link or an address do so without a notification of their own. So whatever
 happens to those counts as a change of routes too.
@@ -74,24 +74,22 @@ class NetworkState:
     def read(self, data: bytes, changes: Changes) -> None:
         """Add to `changes` what the notifications in `data` tell."""
         for kind, body in _messages(data):
-            fixed = _LAYOUT[kind].unpack_from(body)
-            attributes = dict(_attributes(body[_LAYOUT[kind].size :]))
+            layout = _LAYOUT[kind]
+            fixed, attributes = layout.unpack_from(body), body[layout.size :]
             new = kind in (_Kind.NEW_LINK, _Kind.NEW_ADDRESS, _Kind.NEW_ROUTE)
-            if kind <= _Kind.DELETED_LINK:
+            if layout is _LINK:
                 self._read_link(new, fixed, attributes, changes)
-            elif kind <= _Kind.DELETED_ADDRESS:
+            elif layout is _ADDRESS:
                 self._read_address(new, fixed, attributes, changes)
             else:
                 self._read_route(attributes, changes)
 
-    def _read_link(
-        self, new: bool, fixed: tuple[int, ...], attributes: dict[int, bytes], changes: Changes
-    ) -> None:
+    def _read_link(self, new: bool, fixed: tuple[int, ...], attributes: bytes, changes: Changes) -> None:
         family, _, index, flags, _ = fixed
         # Of another family it is about something else: a bridge that lost a port, say.
-        if family or index in self._without or _IFLA_IFNAME not in attributes:
+        if family or index in self._without:
             return
-        name = attributes[_IFLA_IFNAME].rstrip(b"\0").decode(errors="surrogateescape")
+        name = _find(attributes, _IFLA_IFNAME).rstrip(b"\0").decode(errors="surrogateescape")
         link = Link.of(name, flags)
         known = self._links.get(index)
         if new and link == known:
@@ -105,16 +103,12 @@ class NetworkState:
         changes.links[name] = new and link.up
         changes.routes = True
 
-    def _read_address(
-        self, new: bool, fixed: tuple[int, ...], attributes: dict[int, bytes], changes: Changes
-    ) -> None:
-        _, _, flags, _, index = fixed
+    def _read_address(self, new: bool, fixed: tuple[int, ...], attributes: bytes, changes: Changes) -> None:
+        _, _, _, _, index = fixed
         if index in self._without:
             return
-        if _IFA_FLAGS in attributes:  # the fixed part has room for the first eight of them
-            flags = _number(attributes, _IFA_FLAGS)
-        address = index, attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS, b"")
-        usable = new and not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
+        address = index, _find(attributes, _IFA_LOCAL) or _find(attributes, _IFA_ADDRESS)
+        usable = new and not _number(attributes, _IFA_FLAGS) & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
         was_usable = address in self._addresses or not new
         if usable != was_usable:
             changes.addresses = changes.routes = True
@@ -123,10 +117,9 @@ class NetworkState:
         else:
             self._addresses.discard(address)
 
-    def _read_route(self, attributes: dict[int, bytes], changes: Changes) -> None:
-        device, table = _number(attributes, _RTA_OIF), _number(attributes, _RTA_TABLE)
-        if device not in self._without and table not in self._tables:
-            changes.routes = True
+    def _read_route(self, attributes: bytes, changes: Changes) -> None:
+        if _number(attributes, _RTA_OIF) not in self._without:
+            changes.routes |= _number(attributes, _RTA_TABLE) not in self._tables
 
 
 def _messages(data: bytes) -> Iterator[tuple[_Kind, bytes]]:
@@ -140,17 +133,20 @@ def _messages(data: bytes) -> Iterator[tuple[_Kind, bytes]]:
         start += max(_aligned(length), _HEADER.size)
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _find(attributes: bytes, wanted: int) -> bytes:
+    """Return the first attribute of that kind; nothing if there is none."""
     start = 0
-    while start + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        yield kind, data[start + _ATTRIBUTE.size : start + length]
+    while start + _ATTRIBUTE.size <= len(attributes):
+        length, kind = _ATTRIBUTE.unpack_from(attributes, start)
+        if kind == wanted:
+            return attributes[start + _ATTRIBUTE.size : start + length]
         start += max(_aligned(length), _ATTRIBUTE.size)
+    return b""
 
 
-def _number(attributes: dict[int, bytes], kind: int) -> int:
+def _number(attributes: bytes, wanted: int) -> int:
     """Return an attribute that is a number; 0, which is no device and no table, if it is missing."""
-    return int.from_bytes(attributes.get(kind, b""), sys.byteorder)
+    return int.from_bytes(_find(attributes, wanted), sys.byteorder)
 
 
 def _aligned(length: int) -> int:
