@@ -1,6 +1,9 @@
 """
-A network in memory: a client and gateways as calculations, joined by a queue of datagrams and a clock that
-the test moves. Nothing here is random but by the test's seed.
+A network in memory: clients and gateways as calculations, joined by a queue of datagrams and a clock that the
+test moves. Nothing here is random but by the test's seed.
+
+    packet -> `send` -> node -> `inject` -> cuts, `wire` -> `run` -> node -> `delivered`
+    a gateway delivers on the LAN -> `echo`: the target answers, by the gateway that announced the client last
 """
 
 import heapq
@@ -18,6 +21,7 @@ from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
 from rvpn.gateway import Gateway
 from rvpn.interfaces import (
     Action,
+    Announce,
     DatagramBatch,
     Deliver,
     Endpoint,
@@ -34,11 +38,19 @@ from rvpn.node import Credentials
 from rvpn.packet import checksum
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Cluster, Policy, Tunnel
+from rvpn.session_control import CONTROL_SIZE, Kind
 
 CLIENT_ENDPOINT = Endpoint(ip_address("192.0.2.1"), 4500)
 INNER = ip_address("10.99.0.1")
+INNERS = [INNER, ip_address("10.99.0.2"), ip_address("10.99.0.3")]
 TARGET = ip_address("10.0.0.1")
 DELAY = 0.0005
+#: The first bytes of session control.
+CONTROL = b"\xff" * 4
+#: Datagrams that the socket of a frozen process holds.
+SOCKET = 200
+#: What a policy of a client says that the gateways' must say too.
+_SHARED = {"key_lifetime", "transforms", "literal_heartbeats", "heartbeat_response_time"}
 
 
 def identity(private_key: bytes) -> PeerIdentity:
@@ -73,13 +85,26 @@ NodeT = TypeVar("NodeT", Client, Gateway)
 
 @dataclass
 class Host(Generic[NodeT]):
-    """A node, where it is, whether it lives, and what it delivered."""
+    """
+    A node, where it is, whether it lives, and what it delivered.
+
+    A dead one's kernel answers with ICMP if it `refuses`; a frozen one's `socket` holds what arrives.
+    """
 
     node: NodeT
     endpoint: Endpoint
     alive: bool = True
+    frozen: bool = False
+    refuses: bool = False
+    lan_up: bool = True
     delivered: list[bytes] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    socket: list[tuple[bytes, Endpoint]] = field(default_factory=list)
+
+    @property
+    def works(self) -> bool:
+        """Whether the process runs."""
+        return self.alive and not self.frozen
 
 
 Wire = Callable[[bytes, Endpoint, Endpoint], Iterable[float]]
@@ -92,72 +117,78 @@ def perfect(_datagram: bytes, _source: Endpoint, _destination: Endpoint) -> Iter
 
 class Network:
     """
-    Client and gateways of one cluster.
+    Clients, and the gateways of one cluster on one LAN.
 
     `wire(datagram, source, destination)` yields a delay for each copy that arrives: none loses the datagram.
+    `cuts` holds the pairs of endpoints between which nothing passes, in that direction.
     """
 
-    def __init__(self, gateways: int = 1, seed: int = 1, wire: Wire = perfect, **policy: Any) -> None:
+    def __init__(
+        self, gateways: int = 1, seed: int = 1, wire: Wire = perfect, clients: int = 1, **policy: Any
+    ) -> None:
         self.random = random.Random(seed)
         self.now = 1000.0
         self.wire = wire
+        self.cuts: set[tuple[Endpoint, Endpoint]] = set()
+        self.echo = False
+        self.owner: dict[IPAddress, Host[Gateway]] = {}
         self.starts: dict[bytes, int] = {}
         self.sent: list[tuple[float, bytes, Endpoint, Endpoint]] = []
         self._queue: list[tuple[float, int, bytes, Endpoint, Endpoint]] = []
         self._numbers = count()
+        self._datagrams, self._packets = DatagramBatch(1 << 17), PacketBatch(1 << 17)
         addresses = [ip_address(f"198.51.100.{21 + index}") for index in range(gateways)]
-        keys = [self.random.randbytes(32) for _ in addresses]
-        client_key = self.random.randbytes(32)
+        self.keys = [self.random.randbytes(32) for _ in addresses]
+        client_keys = [self.random.randbytes(32) for _ in range(clients)]
         cluster = Cluster("Cluster 1", tuple(addresses))
         self.client_policy = replace(
             Policy(
                 clusters=(cluster,),
                 tunnels=(Tunnel(1, TARGET, ip_address("10.0.0.3"), cluster),),
-                peers={address: identity(key) for address, key in zip(addresses, keys, strict=True)},
+                peers={address: identity(key) for address, key in zip(addresses, self.keys, strict=True)},
                 inner_addresses=(INNER,),
             ),
             **policy,
         )
         self.gateway_policy = replace(
             Policy(
-                clients=(PolicyClient(1, identity(client_key), (INNER,)),),
+                clients=tuple(
+                    PolicyClient(number, identity(key), (INNERS[number - 1],))
+                    for number, key in enumerate(client_keys, 1)
+                ),
                 lan_networks=(ip_network("10.0.0.0/24"),),
             ),
-            **{
-                key: value
-                for key, value in policy.items()
-                if key in {"key_lifetime", "transforms", "literal_heartbeats"}
-            },
+            **{key: value for key, value in policy.items() if key in _SHARED},
         )
-        self.client = Host(
-            Client(
-                self.client_policy,
-                Credentials(client_key),
-                (INNER,),
-                self.random,
-                self.clock,
-                self.now,
-            ),
-            CLIENT_ENDPOINT,
-        )
-        self.client_key, self.keys = client_key, keys
-        self.gateways = [
+        self.clients = [
             Host(
-                self._gateway(key),
-                Endpoint(address, 4500),
+                self._client(key, inner),
+                Endpoint(CLIENT_ENDPOINT.address + index, CLIENT_ENDPOINT.port),
             )
-            for address, key in zip(addresses, keys, strict=True)
+            for index, (key, inner) in enumerate(zip(client_keys, INNERS, strict=False))
         ]
-        self._datagrams, self._packets = DatagramBatch(1 << 17), PacketBatch(1 << 17)
+        self.gateways = [
+            Host(self._gateway(key), Endpoint(address, 4500))
+            for address, key in zip(addresses, self.keys, strict=True)
+        ]
+
+    @property
+    def client(self) -> Host[Client]:
+        """Return the first client."""
+        return self.clients[0]
 
     @property
     def hosts(self) -> list[Host[Any]]:
-        """Return the client and the gateways."""
-        return [self.client, *self.gateways]
+        """Return the clients and the gateways."""
+        return [*self.clients, *self.gateways]
 
     def clock(self) -> float:
         """Return the time of day."""
         return 1.7e9 + self.now
+
+    def _client(self, key: bytes, inner: IPAddress) -> Client:
+        policy = replace(self.client_policy, inner_addresses=(inner,))
+        return Client(policy, Credentials(key), (inner,), self.random, self.clock, self.now)
 
     def _gateway(self, key: bytes) -> Gateway:
         self.starts[key] = self.starts.get(key, 0) + 1
@@ -166,11 +197,54 @@ class Network:
             self.gateway_policy, Credentials(key), self.random, self.clock, self.now, lost_keys=lost_keys
         )
 
+    def control(
+        self, kind: Kind, source: Host[Any] | None = None, destination: Host[Any] | None = None
+    ) -> list[float]:
+        """Return when control packets of a kind were sent, of one host or to one host if they are named."""
+        return [
+            time
+            for time, datagram, origin, goal in self.sent
+            if datagram[:4] == CONTROL and len(datagram) == CONTROL_SIZE and datagram[4] == kind
+            if (source is None or origin == source.endpoint)
+            and (destination is None or goal == destination.endpoint)
+        ]
+
+    def sent_by(self, host: Host[Any]) -> list[tuple[float, bytes, Endpoint]]:
+        """Return what a host sent: when, what, and where to."""
+        return [(time, data, goal) for time, data, origin, goal in self.sent if origin == host.endpoint]
+
+    # --- faults -------------------------------------------------------------------------------------------
+
     def restart(self, index: int) -> None:
         """Replace a gateway by a new process with the same keys on disk, and nothing remembered."""
         host = self.gateways[index]
         host.node = self._gateway(self.keys[index])
-        host.alive = True
+        host.alive, host.frozen = True, False
+        host.socket.clear()
+        if not host.lan_up:
+            self.act(host, host.node.lan_changed(True, "its link is down", self.now))
+
+    def thaw(self, host: Host[Any]) -> None:
+        """Let a frozen process run again: it takes what its socket holds, and does what is overdue."""
+        host.frozen = False
+        held, host.socket = host.socket, []
+        for datagram, source in held:
+            self.receive(host, datagram, source)
+        self.act(host, host.node.advance(self.now))
+
+    def cut(self, *hosts: Host[Any]) -> None:
+        """Let nothing pass from the first host to the second, nor back."""
+        one, other = (host.endpoint for host in hosts)
+        self.cuts |= {(one, other), (other, one)}
+
+    def lan(self, host: Host[Gateway], *, up: bool) -> None:
+        """Take the LAN side of a gateway down or up, which it notices at once (R14)."""
+        host.lan_up = up
+        if host.works:
+            reason = "its link is up" if up else "its link is down"
+            self.act(host, host.node.lan_changed(not up, reason, self.now))
+
+    # --- packets ------------------------------------------------------------------------------------------
 
     def send(self, host: Host[Any], packet: bytes) -> None:
         """Let a packet come out of the host's TUN device."""
@@ -191,6 +265,8 @@ class Network:
                 host.delivered.append(action.packet)
             elif isinstance(action, Event):
                 host.events.append(action.message.format(**action.fields))
+            elif isinstance(action, Announce) and host.lan_up:
+                self.owner[action.address] = host
 
     def _transmit(self, host: Host[Any], datagram: bytes, path: Path) -> None:
         self.sent.append((self.now, datagram, host.endpoint, path.remote))
@@ -198,6 +274,8 @@ class Network:
 
     def inject(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
         """Put a datagram on the wire."""
+        if (source, destination) in self.cuts:
+            return
         for delay in self.wire(datagram, source, destination):
             heapq.heappush(
                 self._queue, (self.now + delay, next(self._numbers), datagram, source, destination)
@@ -212,19 +290,31 @@ class Network:
                 self._arrive(*heapq.heappop(self._queue)[2:])
             for host in self.hosts:
                 deadline = host.node.deadline()
-                if host.alive and deadline is not None and deadline <= self.now:
+                if host.works and deadline is not None and deadline <= self.now:
                     self.act(host, host.node.advance(self.now))
         self.now = end
 
     def _next(self) -> float | None:
-        times = [host.node.deadline() for host in self.hosts if host.alive]
+        times = [host.node.deadline() for host in self.hosts if host.works]
         times += [self._queue[0][0]] if self._queue else []
         return min((time for time in times if time is not None), default=None)
 
     def _arrive(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
         for host in self.hosts:
-            if host.endpoint == destination and host.alive:
+            if host.endpoint != destination:
+                continue
+            if host.works:
                 self.receive(host, datagram, source)
+            elif host.frozen and len(host.socket) < SOCKET:
+                host.socket.append((datagram, source))
+            elif host.refuses:
+                self._refuse(datagram, source, destination)
+
+    def _refuse(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
+        """Tell the sender by ICMP that nobody listens there."""
+        for host in self.hosts:
+            if host.endpoint == source and host.works:
+                self.act(host, host.node.refused(destination, datagram, self.now))
 
     def receive(self, host: Host[Any], datagram: bytes, source: Endpoint) -> None:
         """Let a datagram arrive now."""
@@ -236,5 +326,17 @@ class Network:
         packets.clear()
         batch.view[: len(datagram)] = datagram
         batch.path, batch.size, batch.length, batch.count = Path(source), len(datagram), len(datagram), 1
-        self.act(host, host.node.inbound(batch, packets, self.now))
-        host.delivered += [bytes(packets.view[start:end]) for start, end in packets.spans]
+        actions = host.node.inbound(batch, packets, self.now)
+        delivered = [bytes(packets.view[start:end]) for start, end in packets.spans]
+        host.delivered += delivered
+        self.act(host, actions)
+        if self.echo and isinstance(host.node, Gateway) and host.lan_up:
+            for packet in delivered:
+                self._echo(packet)
+
+    def _echo(self, packet: bytes) -> None:
+        """Let the target answer, by the gateway that the LAN knows for the client."""
+        source, destination = ip_address(packet[12:16]), ip_address(packet[16:20])
+        gateway = self.owner.get(source)
+        if gateway is not None and gateway.works and gateway.lan_up:
+            self.send(gateway, udp_packet(destination, source, packet[28:]))
