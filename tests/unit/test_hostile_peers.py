@@ -55,7 +55,7 @@ class OrderTests(SynchronousTestCase):
             return ()
 
         network.wire = hold_esp
-        network.act(network.client, network.client.node.kms.renew(gateway.endpoint.address, network.now))
+        network.act(network.client, network.client.node.authenticate(gateway.endpoint.address, network.now))
         network.run(0.01)
         network.act(gateway, gateway.node.close(network.now))
         network.run(0.05)
@@ -79,7 +79,9 @@ class OrderTests(SynchronousTestCase):
         network.receive(gateway, pair.control.send(Kind.CLOSE), network.client.endpoint)
         network.receive(gateway, pair.outbound.seal(b"", NextHeader.DUMMY), network.client.endpoint)
         network.run(OLD_SA_LINGER + 1)
+        self.assertEqual((len(gateway.node.cache), gateway.node.cache.by_spi), (0, {}))
         network.send(gateway, BACK)
+        network.run(OLD_SA_LINGER + 1)
         self.assertEqual((len(gateway.node.cache), gateway.node.cache.by_spi), (0, {}))
         self.assertEqual(gateway.node.status(network.now)["drops"], {"no-session": 1})
 
@@ -110,7 +112,7 @@ class BoundTests(SynchronousTestCase):
         network = connected()
         gateway, client = network.gateways[0], network.client.node
         for _ in range(100):
-            network.act(network.client, client.kms.renew(gateway.endpoint.address, network.now))
+            network.act(network.client, client.authenticate(gateway.endpoint.address, network.now))
             network.run(0.01)
         self.assertEqual(client.kms.established, 101)
         self.assertLess(len(gateway.node.agenda), 110)
