@@ -66,6 +66,14 @@ class HeartbeatMode(Enum):
     INSTANT = "INSTANT"
 
 
+@unique
+class LanPresence(Enum):
+    """How targets find a client's inner address (DESIGN 8)."""
+
+    PROXY_ARP = "proxy-arp"
+    NONE = "none"
+
+
 # --- Chosen by rvpn -----------------------------------------------------------------------------
 
 #: Version byte of key exchange datagrams.
@@ -128,7 +136,7 @@ REFUSALS_TOLD_PER_SECOND = 5
 SHORTEST_DEFER = 0.02
 #: Literal heartbeats that a gateway answers each second: from one endpoint, and in all (DESIGN 6).
 LITERAL_PER_ENDPOINT, LITERAL_IN_ALL = 50, 20_000
-#: Probes in a row, answered or not, that change a gateway's mind about its LAN, and seconds between them (R14).
+#: Probes in a row, answered or not, that change a gateway's mind about its LAN; seconds between them (R14).
 PROBE_TRIES, PROBE_INTERVAL = 3, 1.0
 #: The shortest `KeyLifetime` of a policy, and so the shortest that is taken from a peer.
 MIN_KEY_LIFETIME = 1.0

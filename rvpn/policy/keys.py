@@ -286,6 +286,17 @@ KEYS = (
     ),
     Key(
         section="LAN",
+        syntax="Presence",
+        field="presence",
+        type=values.PRESENCE,
+        default="none",
+        description="How targets find a client: `proxy-arp` answers ARP and neighbour solicitations for the"
+        " inner addresses of the clients that use this gateway, `none` leaves the way back to the"
+        " administrator.",
+        example="Presence = proxy-arp",
+    ),
+    Key(
+        section="LAN",
         syntax="Probe",
         field="probe",
         type=values.HOST,

@@ -16,6 +16,7 @@ from rvpn.constants import (
     KEY_LIFETIME,
     PROBE_INTERVAL,
     HeartbeatMode,
+    LanPresence,
     TransformID,
 )
 from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
@@ -93,6 +94,7 @@ class Policy:
     inner_addresses: tuple[IPAddress, ...] | None = None
     lan_interface: str | None = None
     lan_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    presence: LanPresence = LanPresence.NONE
     probe: IPAddress | None = None
     probe_interval: float = PROBE_INTERVAL
     control_socket: str | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Generic, NamedTuple, TypeVar
 
-from rvpn.constants import HeartbeatMode, Mechanism, TransformID
+from rvpn.constants import HeartbeatMode, LanPresence, Mechanism, TransformID
 from rvpn.errors import LocalError
 from rvpn.interfaces import IPAddress, PeerIdentity
 
@@ -276,6 +276,7 @@ def _interface(text: str) -> str:
 
 HEARTBEAT = choice({mode.value: mode for mode in HeartbeatMode})
 HEARTBEAT_AUTHENTICATION = choice({"yes": False, "none": True})
+PRESENCE = choice({presence.value: presence for presence in LanPresence})
 YES_NO = choice({"yes": True, "no": False})
 TRANSFORM = choice(
     {"aes-gcm-256": TransformID.AES_GCM_16_256, "chacha20-poly1305": TransformID.CHACHA20_POLY1305}

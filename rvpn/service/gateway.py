@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from ipaddress import ip_network
 from typing import Any
 
-from rvpn.constants import MIN_TUNNEL_MTU, Presence, Role
+from rvpn.constants import MIN_TUNNEL_MTU, LanPresence, Role
 from rvpn.errors import LocalError
 from rvpn.esp.codec import inner_mtu
 from rvpn.gateway import Gateway
@@ -96,7 +96,7 @@ class GatewayService(TunnelService[Gateway]):
         self._prober = Prober(policy.lan_interface, self, self._reactor, OUTER_MARK)
         resources.callback(self._prober.close)
         self._neighbours: NeighbourPort | None = None
-        if policy.presence is Presence.PROXY_ARP:
+        if policy.presence is LanPresence.PROXY_ARP:
             if policy.lan_interface is None:
                 raise LocalError(f"{self._file}: Presence = proxy-arp needs the Interface of [LAN]")
             self._neighbours = NeighbourPort(policy.lan_interface, self, self._reactor)
@@ -107,6 +107,8 @@ class GatewayService(TunnelService[Gateway]):
     def startService(self) -> None:
         """Begin to carry packets and to watch the LAN."""
         super().startService()
+        if self._neighbours is not None:
+            self._neighbours.startReading()
         policy = self._configuration.policy
         self.perform(lambda now: self._lan.probe(policy.probe, policy.probe_interval, now))
 

@@ -193,6 +193,10 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         else:
             self.perform(lambda now: self.node.refused(error.remote, error.quote, now))
 
+    def drop(self, reason: DropReason) -> None:
+        """Count what somebody sent in vain."""
+        self.node.drop(reason)
+
     def linkChanged(self, name: str, up: bool) -> None:
         """Hear of a link (`rvpn.net.watch.NetworkReceiver`)."""
 
