@@ -18,7 +18,7 @@ from rvpn.errors import LocalError
 from rvpn.lab.classify import Kind
 from rvpn.lab.lab import Lab
 from rvpn.lab.process import Process
-from rvpn.lab.topology import INNER_ADDRESSES, LAN
+from rvpn.lab.topology import LAN
 
 STOP_TIME = 10.0
 
@@ -64,7 +64,8 @@ class Capture:
         name = name or f"{tap.node}-{tap.interface}"
         pcap, result = lab.directory / f"{name}.pcap", lab.directory / f"{name}.counts"
         argv = [sys.executable, "-m", "rvpn.lab.sniffer", tap.interface, str(result), str(pcap)]
-        return cls(lab.start_ready(tap.node, [*argv, *map(str, INNER_ADDRESSES)], None), result, pcap)
+        inner = map(str, lab.topology.inner_addresses)
+        return cls(lab.start_ready(tap.node, [*argv, *inner], None), result, pcap)
 
     def stop(self) -> Counts:
         """End the capture and return what it counted. Raises `LocalError` if it failed."""

@@ -3,6 +3,7 @@
 
     up, down, status, exec, follow       its life, and commands in its nodes
     fault, impair                        what goes wrong
+    failover                             what that costs (rvpn.lab.trials_command)
     demo                                 the demonstration
 
 Its files and the socket of its holder are in a directory of mode 0700, which all these commands share.
@@ -18,12 +19,12 @@ from pathlib import Path
 
 from rvpn.cli.subcommand import Subparsers
 from rvpn.errors import LocalError
-from rvpn.lab import faults, services
+from rvpn.lab import faults, services, trials_command
 from rvpn.lab.demo import demonstrate
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.lab import Lab, default_directory, fresh_directory
 from rvpn.lab.report import say, table
-from rvpn.lab.topology import BACK, BOTH, INNER_ADDRESSES, OUT, Topology
+from rvpn.lab.topology import BACK, BOTH, OUT, Topology
 
 _DIRECTIONS = {OUT: (OUT,), BACK: (BACK,), "both": BOTH}
 _INTERRUPT_TIME = 5.0
@@ -41,6 +42,7 @@ def register(commands: Subparsers) -> None:
     parsers = lab.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _register_life(parsers)
     _register_trouble(parsers)
+    trials_command.register(parsers)
     demo = parsers.add_parser(
         "demo",
         help="show that it works: real traffic through the tunnel, counted on the wire",
@@ -57,6 +59,12 @@ def _register_life(parsers: Subparsers) -> None:
     _add_family(up)
     up.add_argument("--gateways", type=int, default=3, metavar="N", help="how many (default: 3)")
     up.add_argument("--targets", type=int, default=3, metavar="N", help="how many (default: 3)")
+    up.add_argument(
+        "--presence",
+        choices=("none", "proxy-arp"),
+        default="proxy-arp",
+        help="whether gateways answer for the client on the LAN (default), or targets have routes",
+    )
     up.add_argument("--bare", action="store_true", help="the network alone, without services")
     up.set_defaults(run=_up)
     down = parsers.add_parser("down", help="end the lab and everything in it")
@@ -76,7 +84,8 @@ def _register_life(parsers: Subparsers) -> None:
         "follow",
         help="route the targets' answers through the gateway in use",
         description="Route the client's inner addresses on the targets through the gateway that the client "
-        "uses now. `up` does it once; after a failover it is to be done again.",
+        "uses now, where the gateways do not answer for them (`up --presence none`). `up` does it once; "
+        "after a failover it is to be done again.",
     )
     follow.set_defaults(run=_follow)
 
@@ -136,7 +145,8 @@ def _fault_rows() -> Iterator[Sequence[str]]:
 
 def _up(options: argparse.Namespace) -> int:
     try:
-        topology = Topology(options.family, options.gateways, options.targets)
+        proxy_arp = options.presence == "proxy-arp"
+        topology = Topology(options.family, options.gateways, options.targets, proxy_arp)
     except ValueError as error:
         raise LocalError(str(error)) from None
     lab = Lab.start(topology, fresh_directory(), detached=True)
@@ -182,7 +192,7 @@ def _node_rows(lab: Lab, processes: dict[str, dict[str, object]]) -> Iterator[Se
 
     topology = lab.topology
     yield "NODE", "PROCESS", "OUTSIDE", "LAN OR INNER"
-    yield "client", state("client"), topology.client_address, _words(INNER_ADDRESSES)
+    yield "client", state("client"), topology.client_address, _words(topology.inner_addresses)
     for name in topology.gateway_names:
         yield name, state(name), topology.gateway_address(name), _words(topology.lan_addresses(name))
     for name in topology.target_names:

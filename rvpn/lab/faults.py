@@ -65,6 +65,21 @@ def mend(lab: Lab, gateway: str) -> None:
         lab.change("set_cut", gateway, direction, False)
 
 
+def lose_keys(lab: Lab, gateway: str) -> None:
+    """Have the running service forget all keys, as a restart does (X3)."""
+    services.command(lab, gateway, "forget-keys")
+
+
+def drain(lab: Lab, gateway: str) -> None:
+    """Have the gateway ask its clients to move to others (X4)."""
+    services.command(lab, gateway, "drain")
+
+
+def undrain(lab: Lab, gateway: str) -> None:
+    """Undo `drain`."""
+    services.command(lab, gateway, "undrain")
+
+
 def set_mtu(lab: Lab, mtu: int | None, gateways: Iterable[str] | None = None) -> None:
     """
     Lower the path MTU of some gateways (None: of all), or with None restore it; both ends learn it by ICMP.
@@ -94,9 +109,12 @@ FAULTS: Mapping[str, Fault] = {
     "lan-down": Fault("LAN interface down", lambda lab, name: set_lan(lab, name, False), "lan-up"),
     "lan-up": Fault("LAN interface up", lambda lab, name: set_lan(lab, name, True)),
     "cut": Fault("path cut both ways, in silence", cut, "mend"),
-    "cut-out": Fault("path cut from client to gateway", lambda lab, name: cut(lab, name, [OUT]), "mend"),
-    "cut-back": Fault("path cut from gateway to client", lambda lab, name: cut(lab, name, [BACK]), "mend"),
+    "cut-to-gateway": Fault("path cut to the gateway", lambda lab, name: cut(lab, name, [OUT]), "mend"),
+    "cut-to-client": Fault("path cut to the client", lambda lab, name: cut(lab, name, [BACK]), "mend"),
     "mend": Fault("path whole again", mend),
+    "lose-keys": Fault("forget all keys, in the running service", lose_keys),
+    "drain": Fault("ask the clients to move away", drain, "undrain"),
+    "undrain": Fault("be a gateway like any other again", undrain),
 }
 
 

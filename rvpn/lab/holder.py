@@ -201,6 +201,7 @@ class Holder:
                 "family": topology.family,
                 "gateways": topology.gateways,
                 "targets": topology.targets,
+                "proxy_arp": topology.proxy_arp,
             },
             "network": self._network.state(),
             "processes": {
@@ -244,11 +245,12 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     for number in ("family", "gateways", "targets"):
         parser.add_argument(number, type=int)
+    parser.add_argument("--proxy-arp", action="store_true", help="inner addresses on the LAN")
     parser.add_argument("--detached", action="store_true", help="outlive the process that started this one")
     chosen = parser.parse_args()
     os.umask(0o077)
     mount_tmpfs("/run")
-    network = Network(Topology(chosen.family, chosen.gateways, chosen.targets))
+    network = Network(Topology(chosen.family, chosen.gateways, chosen.targets, chosen.proxy_arp))
     with wire.listen(chosen.directory / SOCKET) as listener:
         holder = Holder(network, listener)
         signal.signal(signal.SIGTERM, lambda _number, _frame: holder.end())

@@ -235,6 +235,7 @@ def _start_holder(topology: Topology, directory: Path, detached: bool) -> Parent
     """Start the holder and return when the network is ready. Raises `LocalError`."""
     argv = [*requirements.unshare_command(), sys.executable, "-m", "rvpn.lab.holder", str(directory)]
     argv += map(str, (topology.family, topology.gateways, topology.targets))
+    argv += ["--proxy-arp"] if topology.proxy_arp else []
     log = directory / "holder.log"
     with log.open("wb") as errors:
         parent = subprocess.Popen(

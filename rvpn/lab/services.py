@@ -15,7 +15,7 @@ from rvpn.cli.control_client import ask
 from rvpn.constants import Role
 from rvpn.errors import LocalError
 from rvpn.lab.lab import Lab, tail
-from rvpn.lab.topology import INNER_ADDRESSES, LAN, LAN_NETWORKS
+from rvpn.lab.topology import LAN, LAN_NETWORKS
 
 START_TIME = 15.0
 _POLL = 0.05
@@ -70,7 +70,7 @@ def start_all(lab: Lab) -> str:
     """
     start(lab, *lab.topology.gateway_names, "client")
     target = lab.topology.lan_addresses(lab.topology.target_names[0])[0]
-    # No answer finds its way before `follow`: this only asks for a session.
+    # This only asks for a session; the answer may not find its way before `follow`.
     lab.traffic("client", "ping", target, "--count", 1, "--wait", 0)
     return follow(lab)
 
@@ -86,7 +86,12 @@ def wait_ended(lab: Lab, name: str, timeout: float) -> None:
 
 def ask_status(lab: Lab, name: str) -> dict[str, Any]:
     """Return what `rvpn status --json` would. Raises `LocalError` if the service does not answer."""
-    return ask(_socket(lab, name), "status")
+    return command(lab, name, "status")
+
+
+def command(lab: Lab, name: str, command: str) -> dict[str, Any]:
+    """Send a command to a service's control socket. Raises `LocalError` if it does not answer, or refuses."""
+    return ask(_socket(lab, name), command)
 
 
 def in_use(lab: Lab) -> str | None:
@@ -100,10 +105,10 @@ def in_use(lab: Lab) -> str | None:
 
 def follow(lab: Lab, timeout: float = 10.0) -> str:
     """
-    Wait until the client uses a gateway, and route its inner addresses on the targets through that one.
+    Wait until the client uses a gateway, and have the targets answer through that one; return its name.
 
-    Until gateways announce a client's address on the LAN themselves (DESIGN 8), somebody has to. Some traffic
-    must have asked for a session. Raises `LocalError` if there is none in time.
+    Where gateways do not answer for the client's addresses on the LAN (DESIGN 8), the targets get routes.
+    Some traffic must have asked for a session. Raises `LocalError` if there is none in time.
     """
     deadline = time.monotonic() + timeout
     while (gateway := in_use(lab)) is None:
@@ -112,7 +117,8 @@ def follow(lab: Lab, timeout: float = 10.0) -> str:
                 f"the client has no session after {timeout:g} s:\n{tail(log_file(lab, 'client'))}"
             )
         time.sleep(_POLL)
-    lab.change("point_targets_at", gateway)
+    if not lab.topology.proxy_arp:
+        lab.change("point_targets_at", gateway)
     return gateway
 
 
@@ -147,7 +153,7 @@ def _client_policy(lab: Lab, keys: Mapping[str, str], general: Mapping[str, str]
         {
             "GENERAL": _lines({"RandomizeClusters": "no", **general}),
             "PEERS": (f"{address} = {key}" for address, key in gateways.items()),
-            "DEVICE": ("Name = rvpn0", f"InnerAddress = {' '.join(map(str, INNER_ADDRESSES))}"),
+            "DEVICE": ("Name = rvpn0", f"InnerAddress = {' '.join(map(str, lab.topology.inner_addresses))}"),
             "CLUSTER": (f"Cluster 1 = {' '.join(map(str, gateways))}",),
             "TUNNEL": tunnels,
         },
@@ -157,13 +163,17 @@ def _client_policy(lab: Lab, keys: Mapping[str, str], general: Mapping[str, str]
 
 
 def _gateway_policy(lab: Lab, name: str, client_key: str, general: Mapping[str, str]) -> str:
-    inner = ", ".join(map(str, INNER_ADDRESSES))
+    inner = ", ".join(map(str, lab.topology.inner_addresses))
     return _policy(
         {
             "GENERAL": _lines({"Listen": str(lab.topology.gateway_address(name)), **general}),
             "CLIENTS": (f"Client1 = {client_key} {inner}",),
             "DEVICE": ("Name = rvpn0",),
-            "LAN": (f"Interface = {LAN}", f"Networks = {' '.join(map(str, LAN_NETWORKS))}"),
+            "LAN": (
+                f"Interface = {LAN}",
+                f"Networks = {' '.join(map(str, LAN_NETWORKS))}",
+                f"Presence = {'proxy-arp' if lab.topology.proxy_arp else 'none'}",
+            ),
         },
         lab,
         name,

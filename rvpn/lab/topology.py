@@ -4,7 +4,8 @@ What the laboratory consists of: nodes, links, addresses and routes, as values w
 The picture is the patent's Fig. 2. `client` and each gateway have an outside link of their own to `router`,
 which stands for the Internet; each gateway also has an interface on the LAN, the bridge in node `lan`, where
 the targets are. The outside is IPv4 or IPv6, one of them per laboratory; the LAN and the client's inner
-addresses are both.
+addresses are both. The inner addresses are the LAN's own where gateways answer for them there (DESIGN 8), and
+of another network where targets have routes to a gateway.
 
     Topology -> nodes (interfaces, routes, forwarding) and links -> rvpn.lab.network
 """
@@ -17,9 +18,10 @@ from rvpn.interfaces import IPAddress
 
 IPNetwork = IPv4Network | IPv6Network
 
-#: The client's addresses inside the tunnel.
-INNER_ADDRESSES: tuple[IPAddress, ...] = (IPv4Address("10.99.0.1"), IPv6Address("fd00:99::1"))
 LAN_NETWORKS: tuple[IPNetwork, ...] = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
+#: The client's addresses inside the tunnel, behind a gateway and on the LAN.
+INNER_ADDRESSES: tuple[IPAddress, ...] = (IPv4Address("10.99.0.1"), IPv6Address("fd00:99::1"))
+INNER_ON_LAN: tuple[IPAddress, ...] = (IPv4Address("10.0.0.99"), IPv6Address("fd00:10::99"))
 #: Where the client's address comes from while the impairment plays a NAT.
 NAT_NETWORKS: dict[int, IPNetwork] = {4: IPv4Network("203.0.113.0/24"), 6: IPv6Network("2001:db8:0:ff::/64")}
 #: Gateways are numbered from 21 on the LAN, as in the patent, and targets from 1.
@@ -72,11 +74,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The patent's Fig. 2 with a chosen outside `family` (4 or 6), and one to twenty gateways and targets."""
+    """
+    The patent's Fig. 2 with a chosen outside `family` (4 or 6), and one to twenty gateways and targets.
+
+    `proxy_arp` tells whether gateways answer for the client's addresses on the LAN.
+    """
 
     family: int = 4
     gateways: int = 3
     targets: int = 3
+    proxy_arp: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for what the address plan has no room for."""
@@ -101,6 +108,11 @@ class Topology:
     def client_address(self) -> IPAddress:
         """The client's outer address."""
         return ip_address("192.0.2.1" if self.family == 4 else "2001:db8:0:1::1")
+
+    @property
+    def inner_addresses(self) -> tuple[IPAddress, ...]:
+        """The client's addresses inside the tunnel."""
+        return INNER_ON_LAN if self.proxy_arp else INNER_ADDRESSES
 
     def gateway_address(self, name: str) -> IPAddress:
         """Return the outer address of a gateway."""

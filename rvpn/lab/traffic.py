@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import http.client
 import json
-import os
 import select
 import socket
 import statistics
@@ -25,18 +24,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from ipaddress import ip_address
-from struct import Struct
 from typing import Any
 
 from rvpn.interfaces import IPAddress
+from rvpn.lab.echo import STAMP, EchoSocket
 from rvpn.lab.payload import BLOCK, ECHO_PORT, HTTP_PORT, STREAM_HEADER, blocks, digest, receive_exactly
-from rvpn.packet import checksum
 
-#: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443).
-_ECHO = Struct("!BBHHH")
-_ECHO_TYPES = {4: (8, 0), 6: (128, 129)}
-#: What each packet carries: a number that does not wrap, and when it was sent in nanoseconds.
-_STAMP = Struct("!QQ")
 MOST_GAPS = 100
 
 Result = dict[str, Any]
@@ -50,13 +43,7 @@ class Pinger:
 
     def __init__(self, address: IPAddress, count: int, interval: float, size: int) -> None:
         self._address, self._count, self._interval = address, count, interval
-        self._padding = bytes(max(0, size - _STAMP.size))
-        self._request, self._reply = _ECHO_TYPES[address.version]
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        protocol = socket.IPPROTO_ICMP if address.version == 4 else socket.IPPROTO_ICMPV6
-        self._socket = socket.socket(family, socket.SOCK_RAW, protocol)
-        self._socket.setblocking(False)
-        self._identifier = os.getpid() & 0xFFFF
+        self._socket = EchoSocket(address, size)
         self._times: dict[int, float] = {}  # round trips in seconds by sequence
         self._duplicates = self._send_errors = 0
 
@@ -72,13 +59,8 @@ class Pinger:
         return self._result()
 
     def _send(self, sequence: int) -> None:
-        body = _STAMP.pack(sequence, time.monotonic_ns()) + self._padding
-        blank = _ECHO.pack(self._request, 0, 0, self._identifier, sequence & 0xFFFF)
-        # The kernel completes the checksum of ICMPv6 (RFC 3542 section 3.1).
-        value = checksum(blank + body) if self._address.version == 4 else 0
-        packet = _ECHO.pack(self._request, 0, value, self._identifier, sequence & 0xFFFF) + body
         try:
-            self._socket.sendto(packet, (str(self._address), 0))
+            self._socket.send(sequence)
         except OSError:
             self._send_errors += 1
 
@@ -88,23 +70,13 @@ class Pinger:
                 self._receive()
 
     def _receive(self) -> None:
-        try:
-            packet, (source, *_) = self._socket.recvfrom(1 << 16)
-        except BlockingIOError:
-            return  # the kernel found a wrong checksum only now
-        now = time.monotonic_ns()
-        if self._address.version == 4:
-            packet = packet[(packet[0] & 15) * 4 :]
-        if len(packet) < _ECHO.size + _STAMP.size or ip_address(source) != self._address:
+        reply = self._socket.receive()
+        if reply is None:
             return
-        kind, _, _, identifier, _ = _ECHO.unpack_from(packet)
-        if kind != self._reply or identifier != self._identifier:
-            return
-        sequence, sent = _STAMP.unpack_from(packet, _ECHO.size)
-        if sequence in self._times:
+        if reply.number in self._times:
             self._duplicates += 1
         else:
-            self._times[sequence] = (now - sent) / 1e9
+            self._times[reply.number] = (reply.received - reply.sent) / 1e9
 
     def _result(self) -> Result:
         gaps = list(_gaps(self._times, self._count))
@@ -180,7 +152,7 @@ class UDPStream:
 
     def _send(self, number: int) -> None:
         try:
-            self._socket.send(_STAMP.pack(number, time.monotonic_ns()).ljust(self._size, b"\0"))
+            self._socket.send(STAMP.pack(number, time.monotonic_ns()).ljust(self._size, b"\0"))
         except OSError:
             self._send_errors += 1
 
@@ -191,7 +163,7 @@ class UDPStream:
 
     def _receive(self) -> None:
         try:
-            number, _ = _STAMP.unpack_from(self._socket.recv(1 << 16))
+            number, _ = STAMP.unpack_from(self._socket.recv(1 << 16))
         except OSError:
             return  # an ICMP error; the datagram counts as lost
         self._duplicates += number in self._seen

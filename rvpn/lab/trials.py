@@ -1,0 +1,312 @@
+"""
+Trials of failover: the gateway in use is broken, and what that costs is measured from outside the product.
+
+    Bench.start -> a laboratory with services, pings, a TCP transfer
+        -> trial: all is well -> the fault -> watched until pings are answered again -> healed -> `Trial`
+    -> `Series` -> `figures`, whose keys are in docs/lab.md
+
+The outage of a trial is the longest time between two ping replies in a row that ends after the fault, minus
+the interval between pings.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rvpn.constants import BACKOFF_LAST, CONFIRM_TIME, EXCHANGE_TIME, HeartbeatMode, Role
+from rvpn.errors import LocalError
+from rvpn.lab import faults, services
+from rvpn.lab.lab import Lab, tail
+from rvpn.lab.monitor import PING_INTERVAL
+from rvpn.lab.process import Process
+from rvpn.lab.records import Arrival, Gap, Log, Progress, longest_gap, missing, spread
+from rvpn.lab.topology import Topology
+
+ALL_DEAD, DRAIN, CUT_TO_GATEWAY = "all-dead", "drain", "cut-to-gateway"
+#: What a series may be about, in the order of `--fault all`.
+FAULTS = (
+    *("kill", "freeze", "restart", "lose-keys", "outside-down", "lan-down"),
+    *("cut", CUT_TO_GATEWAY, "cut-to-client", DRAIN, ALL_DEAD),
+)
+#: Seconds that all gateways are dead, and HeartbeatConfirmTime where only X8 can notice the fault.
+DEAD_TIME, SHORT_CONFIRM_TIME = 1.0, 0.5
+#: Seconds that an outage may last beyond what the policy promises, and beyond that for one key exchange.
+TOLERANCE, ONE_EXCHANGE = 0.06, 0.05
+#: Seconds to watch after the bound has passed, and after which a trial is given up.
+_AFTERMATH, _LONGEST_TRIAL = 0.4, 20.0
+#: Seconds in which all must be well again, and for which pings must have been answered then.
+_HEALING_TIME, _STEADY = 40.0, 0.25
+_POLL = 0.05
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The client's policy in a series; times in seconds, None is `auto`."""
+
+    standby: int = 1
+    heartbeat: HeartbeatMode = HeartbeatMode.INSTANT
+    defer: float | None = 0.1
+    response: float | None = 0.05
+    confirm: float = CONFIRM_TIME
+
+    def general(self) -> dict[str, str]:
+        """Return the keywords of [GENERAL]."""
+        return {
+            "Heartbeat": self.heartbeat.value,
+            "HeartbeatDeferTime": _number(self.defer),
+            "HeartbeatResponseTime": _number(self.response),
+            "HeartbeatConfirmTime": _number(self.confirm),
+            "Standby": str(self.standby),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one fault cost. Times are in seconds, `at` of the monotonic clock; gateways are named."""
+
+    at: float
+    left: str
+    taken: str
+    bound: float
+    outage: float
+    pings_lost: int
+    #: The longest time in which the transfer brought nothing.
+    stall: float
+    #: The longest outage while the fault was undone.
+    disturbance: float
+    bytes_verified: int
+    bytes_wrong: int
+    tcp_broken: int
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Trials of one fault under the same terms."""
+
+    fault: str
+    terms: Terms
+    family: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def bound(self) -> float:
+        """How long an outage may last by what the policy promises."""
+        return max(trial.bound for trial in self.trials)
+
+    @property
+    def allowed(self) -> float:
+        """How long 95 % of the outages may last for the series to be passed."""
+        return self.bound + TOLERANCE + (0 if self.terms.standby else ONE_EXCHANGE)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was as promised: nothing too long, no connection broken, no byte wrong."""
+        figures = self.figures()
+        unharmed = not (figures["tcp_broken"] or figures["bytes_wrong"])
+        lossless = self.fault != DRAIN or not figures["pings_lost"]
+        return unharmed and lossless and figures["outage_s"]["p95"] <= self.allowed
+
+    def figures(self) -> Figures:
+        """Return what `rvpn lab failover --json` prints; docs/lab.md has the keys."""
+        each = self.trials
+        return {
+            "fault": self.fault,
+            "trials": len(each),
+            "standby": self.terms.standby,
+            "heartbeat": self.terms.heartbeat.value,
+            "defer_s": "auto" if self.terms.defer is None else self.terms.defer,
+            "response_s": "auto" if self.terms.response is None else self.terms.response,
+            "confirm_s": self.terms.confirm,
+            "family": self.family,
+            "ping_interval_s": PING_INTERVAL,
+            "bound_s": round(self.bound, 4),
+            "allowed_s": round(self.allowed, 4),
+            "outage_s": spread([trial.outage for trial in each]),
+            "pings_lost": sum(trial.pings_lost for trial in each),
+            "tcp_stall_s": spread([trial.stall for trial in each]),
+            "tcp_broken": sum(trial.tcp_broken for trial in each),
+            "bytes_verified": sum(trial.bytes_verified for trial in each),
+            "bytes_wrong": sum(trial.bytes_wrong for trial in each),
+            "healing_outage_s": spread([trial.disturbance for trial in each]),
+            "outages_s": [round(trial.outage, 4) for trial in each],
+        }
+
+
+def run(
+    fault: str,
+    trials: int,
+    terms: Terms | None = None,
+    family: int = 4,
+    told: Callable[[Trial], None] = lambda _trial: None,
+) -> Series:
+    """
+    Break the gateway in use so many times, in a laboratory of its own; each trial is `told` at once.
+
+    Raises `LocalError` if the laboratory does not start, or is not well again after a fault.
+    """
+    terms = terms or Terms(confirm=SHORT_CONFIRM_TIME if fault == CUT_TO_GATEWAY else CONFIRM_TIME)
+    with Bench.start(terms, family) as bench:
+        done = []
+        for _ in range(trials):
+            done.append(bench.trial(fault))
+            told(done[-1])
+    return Series(fault, terms, family, tuple(done))
+
+
+class Bench:
+    """A laboratory in which traffic flows without end, and gateways are broken one after another."""
+
+    def __init__(self, lab: Lab, terms: Terms, resources: ExitStack) -> None:
+        self.lab, self._terms, self._resources = lab, terms, resources
+        self._processes: list[Process] = []
+        target = lab.topology.target_names[0]
+        ipv4, ipv6 = map(str, lab.topology.lan_addresses(target))
+        self.pings = Log(lab.directory / "pings", Arrival)
+        self.transfer = Log(lab.directory / "transfer", Progress)
+        self._monitor("client", "ping", ipv4, self.pings.path)
+        self._monitor("client", "transfer", ipv6, self.transfer.path)
+        # So much comes in anyway that a gateway which no longer hears us looks alive, but for X8.
+        inner = str(lab.topology.inner_addresses[0])
+        self.stream = Log(lab.directory / "stream", Arrival)
+        self._monitor("client", "receive", inner, self.stream.path)
+        self._monitor(target, "send", inner)
+
+    @classmethod
+    def start(cls, terms: Terms, family: int = 4) -> Self:
+        """Start the laboratory, the services and the traffic. Raises `LocalError`."""
+        with ExitStack() as resources:
+            lab = resources.enter_context(Lab.start(Topology(family, targets=1, proxy_arp=True)))
+            services.configure(lab, {Role.CLIENT: terms.general()})
+            services.start_all(lab)
+            lab.serve_targets()
+            return cls(lab, terms, resources.pop_all())
+
+    def _monitor(self, node: str, *arguments: object) -> None:
+        argv = [sys.executable, "-m", "rvpn.lab.monitor", *map(str, arguments)]
+        self._processes.append(self._resources.enter_context(self.lab.start_ready(node, argv)))
+
+    def __enter__(self) -> Self:
+        """Return the bench itself."""
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """End the traffic and the laboratory."""
+        self._resources.close()
+
+    # --- One trial -------------------------------------------------------------------------------
+
+    def trial(self, fault: str) -> Trial:
+        """Break the gateway in use, wait until traffic flows again, and heal it. Raises `LocalError`."""
+        self.wait_well()
+        left = services.in_use(self.lab) or ""
+        before, bound = self.transfer.read()[-1], self._bound(fault)
+        begun = time.monotonic()
+        since = self._inflict(fault, left)
+        self._watch(since + bound + _AFTERMATH)
+        healed_at = time.monotonic()
+        taken = services.in_use(self.lab) or ""
+        self._heal(fault, left)
+        self.wait_well()
+        after = self.transfer.read()[-1]
+        return Trial(
+            at=begun,
+            left=left,
+            taken=taken,
+            bound=bound,
+            outage=self._outage(since, healed_at, counted_from=since if fault == ALL_DEAD else 0.0),
+            pings_lost=missing(self.pings.read(), begun, healed_at),
+            stall=longest_gap((each.when for each in self.transfer.read()), begun, after.when).length,
+            disturbance=self._outage(healed_at, time.monotonic()),
+            bytes_verified=after.verified - before.verified,
+            bytes_wrong=after.wrong - before.wrong,
+            tcp_broken=after.broken - before.broken,
+        )
+
+    def _bound(self, fault: str) -> float:
+        """Return what the client's policy promises now, and what this fault takes beyond that."""
+        bound: float = services.ask_status(self.lab, "client")["promise"]["bound"]
+        if fault == CUT_TO_GATEWAY:
+            return bound + self._terms.confirm
+        if fault == ALL_DEAD:
+            return bound + self.lab.topology.gateways * EXCHANGE_TIME + BACKOFF_LAST
+        return bound
+
+    def _inflict(self, fault: str, gateway: str) -> float:
+        """Break it, and return since when it could have been noticed."""
+        since = time.monotonic()
+        if fault != ALL_DEAD:
+            faults.FAULTS[fault].inflict(self.lab, gateway)
+            return since
+        for name in self.lab.topology.gateway_names:
+            faults.kill(self.lab, name)
+        time.sleep(DEAD_TIME)
+        services.start(self.lab, gateway)
+        return time.monotonic()
+
+    def _watch(self, until: float) -> None:
+        """Return when the time has passed and pings are answered steadily, or the trial takes too long."""
+        while (now := time.monotonic()) < until or (not self._steady() and now < until + _LONGEST_TRIAL):
+            time.sleep(_POLL)
+
+    def _outage(self, since: float, until: float, counted_from: float = 0.0) -> float:
+        gap = longest_gap((reply.received for reply in self.pings.read()), since, until)
+        return max(0.0, Gap(max(gap.begin, counted_from), gap.end).length - PING_INTERVAL)
+
+    def _heal(self, fault: str, gateway: str) -> None:
+        if fault == ALL_DEAD:
+            running = self.lab.status()["processes"]
+            services.start(self.lab, *(set(self.lab.topology.gateway_names) - set(running)))
+        elif undo := faults.FAULTS[fault].undo:
+            faults.FAULTS[undo].inflict(self.lab, gateway)
+
+    # --- Health ----------------------------------------------------------------------------------
+
+    def wait_well(self) -> None:
+        """Return when nothing is wrong. Raises `LocalError` with what still is after a long time."""
+        deadline = time.monotonic() + _HEALING_TIME
+        while problem := next(self._problems(), None):
+            if time.monotonic() > deadline:
+                raise LocalError(f"not well again after {_HEALING_TIME:g} s: {problem}\n{self._logs()}")
+            time.sleep(_POLL)
+
+    def _problems(self) -> Iterator[str]:
+        """Yield what keeps the next trial from beginning."""
+        if not all(process.running() for process in self._processes):
+            raise LocalError(f"the traffic ended by itself\n{self._logs()}")
+        for name in self.lab.topology.gateway_names:
+            if (status := _status(self.lab, name)["status"]) != "ok":
+                yield f"{name} says {status}"
+        sessions = services.ask_status(self.lab, "client")["sessions"]
+        wanted = 1 + min(self._terms.standby, self.lab.topology.gateways - 1)
+        if len(sessions) < wanted or not any(session["in_use"] for session in sessions):
+            yield f"the client has {len(sessions)} sessions of {wanted}"
+        if not self._steady():
+            yield "pings are not answered"
+        if time.monotonic() - self.transfer.read()[-1].when > _STEADY:
+            yield "the transfer stands still"
+
+    def _steady(self) -> bool:
+        """Tell whether nearly all of the last pings were answered."""
+        begun = time.monotonic() - _STEADY
+        recent = sum(reply.received > begun for reply in self.pings.read()[-100:])
+        return recent > 0.8 * _STEADY / PING_INTERVAL
+
+    def _logs(self) -> str:
+        names = ("client", *self.lab.topology.gateway_names)
+        return "\n".join(f"{name}:\n{tail(services.log_file(self.lab, name))}" for name in names)
+
+
+def _status(lab: Lab, name: str) -> Mapping[str, Any]:
+    try:
+        return services.ask_status(lab, name)
+    except LocalError as error:
+        return {"status": str(error)}
+
+
+def _number(value: float | None) -> str:
+    return "auto" if value is None else f"{value:g}"

@@ -1,0 +1,146 @@
+"""`rvpn lab failover`: trials of failover from the command line; the figures as a table or as JSON."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from rvpn.cli.subcommand import Subparsers
+from rvpn.constants import CONFIRM_TIME, HeartbeatMode
+from rvpn.errors import LocalError
+from rvpn.lab import trials
+from rvpn.lab.records import spread
+from rvpn.lab.report import mark, say, table
+from rvpn.lab.trials import CUT_TO_GATEWAY, FAULTS, SHORT_CONFIRM_TIME, Figures, Series, Terms, Trial
+
+ALL, AUTO = "all", "auto"
+
+
+def register(parsers: Subparsers) -> None:
+    """Add `failover`."""
+    failover = parsers.add_parser(
+        "failover",
+        help="break the gateway in use, again and again, and measure the outages",
+        description="Start the lab, break the gateway in use, measure by pings every 5 ms and a TCP transfer "
+        "through the tunnel how long nothing gets through, mend it, and do it again. Exits with 0 if 95 % of "
+        "the outages were as short as the policy promises (plus 60 ms), no connection broke and no byte was "
+        "wrong; after draining, also no packet may be missing.",
+    )
+    failover.add_argument("--fault", choices=(*FAULTS, ALL), default="kill", help="default: kill")
+    failover.add_argument("--trials", type=int, default=5, metavar="N", help="of each fault (default: 5)")
+    failover.add_argument(
+        "--standby", type=int, default=1, metavar="K", help="gateways that the client keeps keys with"
+    )
+    failover.add_argument(
+        "--heartbeat", type=_mode, default=HeartbeatMode.INSTANT, metavar="MODE", help="default: INSTANT"
+    )
+    failover.add_argument(
+        "--defer",
+        type=_time,
+        default=argparse.SUPPRESS,
+        metavar="S",
+        help="HeartbeatDeferTime, seconds or auto (default: 0.1, or auto if the response time is)",
+    )
+    failover.add_argument(
+        "--response",
+        type=_time,
+        default="0.05",
+        metavar="S",
+        help="HeartbeatResponseTime, seconds or auto (default: 0.05)",
+    )
+    failover.add_argument("--family", type=int, choices=(4, 6), default=4, help="IP version outside")
+    failover.add_argument("--json", action="store_true", help="print one JSON object")
+    failover.set_defaults(run=_failover)
+
+
+def _mode(text: str) -> HeartbeatMode:
+    try:
+        return HeartbeatMode(text.upper())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NONE, DEFERRED or INSTANT") from None
+
+
+def _time(text: str) -> float | None:
+    """Return seconds, None for `auto`."""
+    return None if text == AUTO else float(text)
+
+
+def _failover(options: argparse.Namespace) -> int:
+    if options.trials < 1:
+        raise LocalError(f"found {options.trials} trials, expected at least one")
+    names = FAULTS if options.fault == ALL else (options.fault,)
+    done = []
+    for name in names:
+        if not options.json:
+            say(f"- {name}")
+        done.append(trials.run(name, options.trials, _terms(name, options), options.family, _told(options)))
+    if options.json:
+        say(json.dumps(done[0].figures() if len(done) == 1 else together(done)))
+    else:
+        say("\n" + table(_rows(done)))
+    return 0 if all(series.passed for series in done) else 1
+
+
+def _terms(fault: str, options: argparse.Namespace) -> Terms:
+    return Terms(
+        options.standby,
+        options.heartbeat,
+        getattr(options, "defer", None if options.response is None else 0.1),
+        options.response,
+        SHORT_CONFIRM_TIME if fault == CUT_TO_GATEWAY else CONFIRM_TIME,
+    )
+
+
+def _told(options: argparse.Namespace) -> Callable[[Trial], None]:
+    if options.json:
+        return lambda _trial: None
+    return lambda trial: say(
+        f"  {trial.left} -> {trial.taken}: {trial.outage * 1e3:.0f} ms, {trial.pings_lost} pings lost, "
+        f"TCP stood still for {trial.stall * 1e3:.0f} ms"
+    )
+
+
+def together(done: Sequence[Series]) -> Figures:
+    """Return the figures of several faults as those of one series, and each by itself in `series`."""
+    each = [series.figures() for series in done]
+    outages = [trial.outage for series in done for trial in series.trials]
+    summed = ("trials", "pings_lost", "tcp_broken", "bytes_verified", "bytes_wrong")
+    return {
+        "fault": ALL,
+        "standby": each[0]["standby"],
+        "bound_s": max(figures["bound_s"] for figures in each),
+        "outage_s": spread(outages),
+        **{name: sum(figures[name] for figures in each) for name in summed},
+        "series": each,
+    }
+
+
+def _rows(done: Sequence[Series]) -> Iterator[Sequence[object]]:
+    yield (
+        "",
+        "FAULT",
+        "TRIALS",
+        "BOUND",
+        "MIN",
+        "MEDIAN",
+        "P95",
+        "MAX",
+        "PINGS LOST",
+        "TCP BROKEN",
+        "BYTES WRONG",
+    )
+    for series in done:
+        figures = series.figures()
+        yield (
+            mark(series.passed),
+            series.fault,
+            figures["trials"],
+            _milliseconds(figures["bound_s"]),
+            *map(_milliseconds, figures["outage_s"].values()),
+            figures["pings_lost"],
+            figures["tcp_broken"],
+            f"{figures['bytes_wrong']} of {figures['bytes_verified']:,}",
+        )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms"
