@@ -67,7 +67,7 @@ class Failover:
         self._agenda = agenda
         self._random = random
         self._timers: dict[Session, Appointment] = {}
-        self._probes: dict[Session, int] = {}
+        self._probes: dict[Session, tuple[int, float]] = {}
         self._retries: dict[IPAddress, Appointment] = {}
         self._seeking: dict[str, Appointment] = {}
         self._failures: dict[IPAddress, tuple[float, float]] = {}
@@ -227,9 +227,11 @@ class Failover:
             expected = session.detector.answered(sequence, now)
             self._rearm(session)
             return expected, self._reconsider(session, now)
-        if self._probes.get(session) != sequence:
+        probe, sent_at = self._probes.get(session, (None, 0.0))
+        if probe != sequence:
             return False, []
         del self._probes[session]
+        session.round_trip.measured(now - sent_at)
         return True, self.alive(session, now)
 
     def told_status(self, session: Session, now: float) -> list[Action]:
@@ -317,13 +319,13 @@ class Failover:
             actions, sequence = self._mover.heartbeat(session)
             detector.asked(sequence, now)
             if detector.suspicious:
-                actions += self._ask_standbys(session)
+                actions += self._ask_standbys(session, now)
             else:
                 session.packets_out_then = session.packets_out
         self._rearm(session)
         return actions
 
-    def _ask_standbys(self, suspect: Session) -> list[Action]:
+    def _ask_standbys(self, suspect: Session, now: float) -> list[Action]:
         """Ask each standby once, so that the switch goes to one proven alive (X1)."""
         standbys = {
             session
@@ -331,10 +333,11 @@ class Failover:
             for session in cluster.live(self._cache.get)
             if session.detector is None
         }
-        return [action for session in standbys for action in self._probe(session)]
+        return [action for session in standbys for action in self._probe(session, now)]
 
-    def _probe(self, session: Session) -> list[Action]:
-        actions, self._probes[session] = self._mover.heartbeat(session)
+    def _probe(self, session: Session, now: float) -> list[Action]:
+        actions, sequence = self._mover.heartbeat(session)
+        self._probes[session] = sequence, now
         return actions
 
     # --- better gateways (X1, X2, X4)
@@ -409,7 +412,7 @@ class Failover:
 
     def _approach(self, gateway: IPAddress, now: float) -> list[Action]:
         session = self._cache.get(gateway)
-        return self._mover.authenticate(gateway, now) if session is None else self._probe(session)
+        return self._mover.authenticate(gateway, now) if session is None else self._probe(session, now)
 
     def _candidates(self, cluster: ClusterInUse, current: Session, now: float) -> Iterator[IPAddress]:
         """Return the gateways that may be better than `current`."""

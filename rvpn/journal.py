@@ -61,6 +61,8 @@ def told(change: Change) -> Action:
         if value is not None
     }
     fields["event"] = "failover"
+    if change.first_packet is not None:
+        return Event("cluster {cluster}: a packet through gateway {taken} after {first_packet:.3f} s", fields)
     if change.taken is None:
         return Event("cluster {cluster}: left gateway {left} without another: {reason}", fields, warning=True)
     if change.left is None:

@@ -244,7 +244,7 @@ class TunnelEnd(ABC):
         pair = session.sending
         if pair is None:
             return []
-        saying = _Saying(pair, session.path, kind, status, generation)
+        saying = _Saying(pair, session.path, kind, status, generation, now)
         self._sayings[session, kind] = saying
         return self._repeat(saying, session, now)
 
@@ -272,7 +272,7 @@ class TunnelEnd(ABC):
         if answer is None:
             raise RemoteError(DropReason.UNEXPECTED_CONTROL, packet.kind.name)
         actions = [] if pair.confirmed else self.confirmed(pair, now)
-        pair.session.received_at = now
+        pair.session.heard(now)
         return actions + answer(pair, packet, path, now)
 
     def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
@@ -281,12 +281,14 @@ class TunnelEnd(ABC):
             DropReason.SHORT_DATAGRAM if len(datagram) < LITERAL_SIZE else DropReason.MALFORMED_CONTROL
         )
 
-    def _on_ack(self, pair: SAPair, packet: ControlPacket, _path: Path, _now: float) -> list[Action]:
+    def _on_ack(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         assert pair.session is not None
         for kind in (Kind.CLAIM, Kind.CLOSE, Kind.STATUS):
             saying = self._sayings.get((pair.session, kind))
             if saying is not None and saying.pair is pair and packet.in_reply_to in saying.sequences:
                 del self._sayings[pair.session, kind]
+                if len(saying.sequences) == 1:
+                    pair.session.round_trip.measured(now - saying.sent_at)
         return []
 
     def _on_close(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
@@ -364,6 +366,7 @@ class _Saying:
     kind: Kind
     status: Status
     generation: int
+    sent_at: float
     sequences: set[int] = field(default_factory=set)
 
 
