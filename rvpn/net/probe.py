@@ -109,7 +109,7 @@ class Prober:
                 return
             sequence = echo_reply_to(self._version, packet, self._identifier)
             if sequence is not None:
-                self._report(ip_address(sender[0].partition("%")[0]), sequence)
+                self._report(ip_address(sender[0]), sequence)
 
     def _report(self, target: IPAddress, sequence: int) -> None:
         # An exception that reached the reactor would silently end the reading while the process lives on.

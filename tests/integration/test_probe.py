@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
 
 from rvpn.agenda import Agenda
 from rvpn.constants import PROBE_TRIES
@@ -74,10 +75,15 @@ class ProberTests(ProbeTestCase):
             (found,) = [a for a in kernel.get_addr(family=10, scope=253) if a["index"] != 1]
         self.assertTrue(await self.asked(self.prober(), ip_address(found.get("address")), 1))
 
-    async def test_behind_a_router(self) -> None:
-        """A target behind a router of the LAN answers too, which no ARP would reach."""
+    def put_behind_router(self) -> None:
+        """Have the target be the router to another one, which no ARP reaches."""
+        self.lan.sysctl("ipv4/conf/all/arp_ignore", "1")
         self.lan.address("lo", f"{BEHIND}/32")
         self.here.route(f"{BEHIND}/32", str(TARGET4))
+
+    async def test_behind_a_router(self) -> None:
+        """A target behind a router of the LAN answers too."""
+        self.put_behind_router()
         self.assertTrue(await self.asked(self.prober(), BEHIND, 1))
 
     async def test_interface(self) -> None:
@@ -87,16 +93,17 @@ class ProberTests(ProbeTestCase):
         self.lan.address("eth0", "10.8.0.2/24")
         outside = ip_address("10.8.0.2")
         self.assertTrue(await self.asked(self.prober("eth0"), outside, 1))
-        self.lan.sysctl("ipv4/conf/lan0/arp_ignore", "1")
+        self.lan.sysctl("ipv4/conf/all/arp_ignore", "1")
         self.assertFalse(await self.asked(self.prober("lan0"), outside, 2))
 
     async def test_past_the_tunnel(self) -> None:
         """The mark leads past the routes of a client on the same host, whose tunnel covers the target."""
         netlink = Netlink()
         self.addCleanup(netlink.close)
-        netlink.add_route(Route(f"{TARGET4}/32", 999, "unreachable", 1))
+        netlink.add_route(Route(f"{BEHIND}/32", 999, "unreachable", 1))
         netlink.add_rule(Rule(4, 100, table=999, mark=OUTER_MARK, inverted=True))
-        self.assertTrue(await self.asked(self.prober(), TARGET4, 1))
+        self.put_behind_router()
+        self.assertTrue(await self.asked(self.prober(), BEHIND, 1))
 
     async def test_no_idle_work(self) -> None:
         """Requests of others, which every host on a LAN may send, do not wake the process."""
@@ -126,25 +133,27 @@ class ProberTests(ProbeTestCase):
         self.assertEqual(self.answers, [])
 
     async def test_interface_comes_and_goes(self) -> None:
-        """
-        An interface that is missing, down or replaced costs answers, no more; each reason is logged once.
-        """
+        """An interface that is gone, replaced or down costs answers, no more; it is logged, but once."""
         prober = self.prober()
+        self.assertTrue(await self.asked(prober, TARGET4, 0))
         with self.here.kernel() as kernel:
             kernel.link("del", ifname="lan0")
-        for sequence in 1, 2:
-            self.assertFalse(await until(lambda: bool(self.answers), QUIET))
-            prober.send(TARGET4, sequence)
+        with capturedLogs() as logged:
+            for sequence in 1, 2, 3:
+                prober.send(TARGET4, sequence)
+        self.assertEqual([event["refusal"] for event in logged], ["No such device"])
+        await deferLater(reactor, QUIET)
+        self.assertEqual(self.answers, [(TARGET4, 0)])
         self.here.connect("lan0", self.lan, "lan0")
         self.here.address("lan0", "10.0.0.1/24")
         self.lan.address("lan0", "10.0.0.2/24")
-        self.assertTrue(await self.asked(prober, TARGET4, 3))
+        self.assertTrue(await self.asked(prober, TARGET4, 4))
         with self.here.kernel() as kernel:
             kernel.link("set", ifname="lan0", state="down")
-        prober.send(TARGET4, 4)
+        prober.send(TARGET4, 5)
         with self.here.kernel() as kernel:
             kernel.link("set", ifname="lan0", state="up")
-        self.assertTrue(await self.asked(prober, TARGET4, 5))
+        self.assertTrue(await self.asked(prober, TARGET4, 6))
 
     async def test_failing_receiver(self) -> None:
         """An exception of the receiver is logged, and the prober goes on."""

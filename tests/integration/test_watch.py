@@ -348,6 +348,13 @@ class AccessServerTests(WatchTestCase):
         self.route("10.0.0.2")
         self.assertEqual(self.server(), "10.0.0.2")
 
+    async def test_peer_on_ethernet(self) -> None:
+        """An address with a peer makes no point-to-point link."""
+        await self.ready()
+        with self.here.kernel() as kernel:
+            kernel.addr("add", index=self.eth0, local="10.5.0.1", address="10.5.0.9", prefixlen=32)
+        self.assertIsNone(self.server())
+
     async def test_no_peer(self) -> None:
         """A tunnel of others with an address but no peer is no access server."""
         self.modem(("10.5.0.1", "10.5.0.1"))

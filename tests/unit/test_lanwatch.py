@@ -245,6 +245,18 @@ class ReloadTests(SynchronousTestCase):
         self.lan.watch.answered(TARGET, self.lan.probes[-1].sequence, self.lan.now)
         self.assertEqual(self.lan.watch._contrary, 0)
 
+    def test_clean_sheet(self) -> None:
+        """What the first target left unanswered is not held against the second."""
+        lan = LAN()
+        lan.alive = False
+        lan.probe()
+        lan.run((PROBE_TRIES - 0.5) * INTERVAL)
+        changed_at = lan.now
+        lan.do(lan.watch.probe(OTHER, INTERVAL, lan.now))
+        lan.run(10 * INTERVAL)
+        ((decided, _, _),) = lan.decisions
+        self.assertAlmostEqual(decided - changed_at, PROBE_TRIES * INTERVAL)
+
     def test_link_stays_down(self) -> None:
         """What the policy says of probes makes no broken link whole."""
         self.lan.link(False)

@@ -3,7 +3,7 @@
 import struct
 from ipaddress import ip_address
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -208,6 +208,7 @@ class FormTests(NotificationTestCase):
         changes = self.read(message(2, bytes(20)), message(28, bytes(4)), link(NEWLINK, 1, "eth0", 0))
         self.assertEqual(changes.links, {"eth0": False})
 
+    @example(bytes(64), NEWLINK)
     @settings(derandomize=True, deadline=None, max_examples=300)
     @given(st.binary(max_size=200), st.sampled_from([NEWLINK, NEWADDR, NEWROUTE]))
     def test_garbage(self, data: bytes, kind: int) -> None:
