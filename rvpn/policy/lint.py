@@ -7,7 +7,7 @@ Each rule yields pairs: the section or statement that a warning is about, which 
 
 from collections.abc import Iterator
 
-from rvpn.constants import HeartbeatMode
+from rvpn.constants import HeartbeatMode, LanPresence
 from rvpn.interfaces import IPAddress
 from rvpn.policy.diagnostics import Diagnostic, Severity
 from rvpn.policy.grammar import Reading, read
@@ -31,6 +31,7 @@ def lint(reading: Reading) -> list[Diagnostic]:
     warnings = [*_hidden_tunnels(policy.tunnels), *_hidden_redirects(policy.redirects)]
     if not reading.errors:
         warnings += [*_heartbeats_off(policy), *_keys_missing(reading), *_networks_missing(reading)]
+        warnings += _presence_nowhere(policy)
     return [
         Diagnostic(reading.filename, reading.lines.get(place, 1), Severity.WARNING, text)
         for place, text in warnings
@@ -105,3 +106,9 @@ def _networks_missing(reading: Reading) -> Iterator[tuple[str, str]]:
     places = [place for place in ("[LAN]", "[CLIENTS]") if place in reading.lines]
     if places and not reading.policy.lan_networks:
         yield places[0], "no Networks in [LAN]; this gateway drops every packet of its clients"
+
+
+def _presence_nowhere(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Find a gateway that is to answer on a LAN without knowing where that is (DESIGN 8)."""
+    if policy.presence is LanPresence.PROXY_ARP and policy.lan_interface is None:
+        yield "Presence", "Presence = proxy-arp needs Interface in [LAN]; the service refuses such a policy"

@@ -126,6 +126,13 @@ class MissingTests(SynchronousTestCase):
         self.assertEqual(warnings("[LAN]\nNetworks = 10.0.0.0/8\n"), [])
         self.assertEqual(warnings("[TUNNEL]\n"), [])
 
+    def test_presence_nowhere(self) -> None:
+        """Who is to answer for clients on the LAN needs an interface there."""
+        text = "3: Presence = proxy-arp needs Interface in [LAN]; the service refuses such a policy"
+        lan = "[LAN]\nNetworks = 10.0.0.0/8\nPresence = proxy-arp\n"
+        self.assertEqual(warnings(lan), [text])
+        self.assertEqual(warnings(lan + "Interface = eth1\n"), [])
+
     def test_gateway_inside_its_targets(self) -> None:
         """A gateway whose outer address lies among the targets bypasses the tunnel: no warning."""
         found = warnings(f"[TUNNEL]\nTunnel1 = 0.0.0.0/0 192.0.2.1\n[PEERS]\n192.0.2.1 = {KEY}\n")
