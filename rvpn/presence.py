@@ -11,8 +11,8 @@ it ask. A gateway in doubt is silent from the first moment. The usual reason for
 got a newer claim, and silence can be mended: hosts that ask meanwhile learn the address from the announcement
 that follows the client's answer. A wrong answer would mislead them for minutes.
 
-A client answers `owner?` with a claim of a new generation. Repetitions of its last claim, which may have waited
-in a socket while this process was stopped, have the old one and take nothing back.
+A client answers `owner?` with a claim of a new generation. Repetitions of its last claim, which may have
+waited in a socket while this process was stopped, have the old one and take nothing back.
 """
 
 from collections.abc import Callable, Hashable, Iterable
