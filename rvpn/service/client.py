@@ -26,6 +26,7 @@ class ClientService(TunnelService[Client]):
     """See the module."""
 
     role = Role.CLIENT
+    _server: IPAddress | None = None
     _inner_addresses: tuple[IPAddress, ...] = ()
 
     def _prepare_host(self, policy: Policy) -> int:
@@ -89,7 +90,7 @@ class ClientService(TunnelService[Client]):
 
     def routeChanged(self) -> None:
         """See whether AUTO stands for another access server now (R15)."""
-        server = self._access_server()
+        server = self._access_server() or self._server  # between two networks: the one before
         if server == self._server or all(tunnel.cluster for tunnel in self._configuration.policy.tunnels):
             return
         self._log.info("the access server is now {server}", server=str(server) if server else "none")
@@ -100,7 +101,7 @@ class ClientService(TunnelService[Client]):
 
     def _resolved(self, policy: Policy) -> Policy:
         """Put what AUTO stands for into its entries (R15)."""
-        self._server = self._access_server()
+        self._server = self._access_server() or self._server
         return resolve_auto(policy, self._server)
 
     def _tell(self, event: Event) -> None:

@@ -109,6 +109,13 @@ class GatewayService(TunnelService[Gateway]):
         super().startService()
         if self._neighbours is not None:
             self._neighbours.startReading()
+        self._probe_as_told()
+
+    def _take_over(self, after: Configuration) -> None:
+        super()._take_over(after)
+        self._probe_as_told()
+
+    def _probe_as_told(self) -> None:
         policy = self._configuration.policy
         self.perform(lambda now: self._lan.probe(policy.probe, policy.probe_interval, now))
 
