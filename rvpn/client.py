@@ -16,6 +16,7 @@ uses, and for how long, is up to `rvpn.failover`.
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from rvpn import lost_keys
@@ -54,7 +55,7 @@ from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
 from rvpn.kms import KeyManagementService
-from rvpn.node import LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement
+from rvpn.node import EXPIRED, LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement, ended
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
@@ -106,21 +107,16 @@ class Client(TunnelEnd):
             Kind.STATUS: self._on_status,
             Kind.OWNER: self._on_owner,
         }
-        self._read(policy)
+        self._read(policy, now)
 
-    def _read(self, policy: Policy) -> None:
+    def _read(self, policy: Policy, now: float) -> None:
         self._policy = policy
         self._index = TunnelIndex(policy.tunnels)
         self._lookups: dict[bytes, ClusterInUse | None] = {}
         named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
         self.kms.read(named.values(), randomize=policy.randomize_clusters)
-        before = self.failover.clusters
-        clusters: dict[str, ClusterInUse] = {}
-        for name, cluster in named.items():
-            clusters[name] = ClusterInUse(cluster, self.kms.order(name))
-            if name in before and set(before[name].cluster.members) == set(cluster.members):
-                clusters[name].take_over(before[name])
-        self.failover.read(policy, clusters)
+        clusters = [ClusterInUse(cluster, self.kms.order(name)) for name, cluster in named.items()]
+        self.failover.read(policy, clusters, now)
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
         """
@@ -128,18 +124,16 @@ class Client(TunnelEnd):
 
         The gateway in use stays while its cluster's members are unchanged (R1).
         """
-        self._read(policy)
+        self._read(policy, now)
+        gateways = self._gateways()
+        for peer in self._initiations.peers - gateways:
+            self._initiations.forget(peer)
         actions: list[Action] = []
-        gateways = {
-            gateway for cluster in self.failover.clusters.values() for gateway in cluster.cluster.members
-        }
         for session in self.cache:
             if session.gateway not in gateways or policy.peers.get(session.gateway) != session.peer:
                 actions += self.fail(session, "the policy no longer has it", now)
-        for peer in self._initiations.peers - gateways:
-            self._initiations.forget(peer)
         self._freshness.keep(set(policy.peers.values()))
-        return actions
+        return actions + self.failover.resume(now)
 
     # --- packets
     # ----------------------------------------------------------------------------------------------
@@ -159,8 +153,8 @@ class Client(TunnelEnd):
             if session is None:
                 return self._wait(cluster, packet, now)
             actions = self._seal(session, packet, next_header, datagrams, now)
-            if session.heartbeat_follows:
-                return [*actions, *self.failover.payload(session, now)]
+            if session.awaits_payload:
+                return [*actions, *self.failover.liveness.payload(session, now)]
             return actions
         except RemoteError as error:
             self.drop(error.reason)
@@ -207,7 +201,7 @@ class Client(TunnelEnd):
         pair = session.sending if session is not None else None
         if session is None or pair is None or not _is_recent(quote, pair):
             return []
-        return self.failover.hint(session, now)
+        return self.failover.liveness.hint(session, now)
 
     def host_changed(self, now: float) -> list[Action]:
         """Hear that links or addresses of this host changed, or that it slept: probe at once (X6)."""
@@ -269,7 +263,7 @@ class Client(TunnelEnd):
         """See `rvpn.interfaces.Node`: a gateway being asked is given up (R3), one in use is asked (X6)."""
         actions = self._initiations.give_up(remote.address, "the network is unreachable", now)
         session = self.cache.get(remote.address)
-        return actions + (self.failover.hint(session, now) if session is not None else [])
+        return actions + (self.failover.liveness.hint(session, now) if session is not None else [])
 
     def authenticate(self, gateway: IPAddress, now: float) -> list[Action]:
         """See `rvpn.kms.Requester`."""
@@ -360,9 +354,9 @@ class Client(TunnelEnd):
             if session.sending is not None:
                 delay = BACKOFF_LAST * (0.5 + 0.5 * self._random.random())
                 self._watch_age(session.sending, now + min(delay, session.sending.lifetime / 4))
-        gateway = next(gateway for gateway in self._gateways() if gateway == peer)
-        actions += self.failover.no_keys(gateway, now)
-        return actions + self.kms.given_up(gateway, reason, now)
+        assert isinstance(peer, IPv4Address | IPv6Address)
+        actions += self.failover.no_keys(peer, now)
+        return actions + self.kms.given_up(peer, reason, now)
 
     def _gateways(self) -> set[IPAddress]:
         return {gateway for cluster in self.failover.clusters.values() for gateway in cluster.cluster.members}
@@ -370,6 +364,7 @@ class Client(TunnelEnd):
     def rejected(self, cluster: str, now: float) -> list[Action]:
         """See `rvpn.kms.Requester`."""
         state = self.failover.clusters.get(cluster)
+        self.failover.rejected(cluster)
         waiting = state.take_waiting() if state else []
         return [
             action
@@ -454,6 +449,16 @@ class Client(TunnelEnd):
         self._calls.pop(pair, None)
         return super()._close_pair(pair, now)
 
+    def _expired(self, session: Session, now: float) -> list[Action]:
+        """
+        See `TunnelEnd`. It is no failure where nobody wants the session any more (X1), nor where this client is
+        DEFERRED and idle, and so renewed no keys (R9).
+        """
+        if self.failover.is_wanted(session) and self._policy.heartbeat is not HeartbeatMode.DEFERRED:
+            return super()._expired(session, now)
+        self._retire(session, now)
+        return [ended(session, EXPIRED), *self.failover.expired(session, now)]
+
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
@@ -464,10 +469,11 @@ class Client(TunnelEnd):
         if round_trip is not None:
             session.round_trip.measured(round_trip)
         self.kms.confirmed(session.gateway)
-        session.received_at = now
+        session.heard(now)
+        renewed = len(session.pairs) > 1
         jitter = REKEY_JITTER + (1 - REKEY_JITTER) * self._random.random()
         self._watch_age(pair, now + pair.lifetime * jitter)
-        return self.failover.established(session, now, called=call is not None)
+        return self.failover.established(session, now, called=call is not None, renewed=renewed)
 
     def _watch_age(self, pair: SAPair, renew_at: float) -> None:
         """
@@ -475,18 +481,18 @@ class Client(TunnelEnd):
 
         Keys that nobody wants any more are let go, and an idle DEFERRED client waits for payload (R9).
         """
-        packets = pair.outbound.packets
 
         def look(now: float) -> list[Action]:
-            session = pair.session
-            if session is None or session.sending is not pair:
-                return []
             worn = max(pair.outbound.packets, pair.inbound.window.highest) >= REKEY_PACKETS
-            silent = self._policy.heartbeat is HeartbeatMode.DEFERRED and pair.outbound.packets == packets
-            if (worn or now >= renew_at) and not silent:
-                return self.authenticate(session.gateway, now) if self.failover.is_wanted(session) else []
-            self.agenda.at(min(max(renew_at, now + 1), now + REKEY_WATCH_INTERVAL), look)
+            if worn or now >= renew_at:
+                return self.failover.liveness.when_active(pair, renew, now)
+            self.agenda.at(min(renew_at, now + REKEY_WATCH_INTERVAL), look)
             return []
+
+        def renew(now: float) -> list[Action]:
+            session = pair.session
+            wanted = session is not None and session.sending is pair and self.failover.is_wanted(session)
+            return self.authenticate(session.gateway, now) if session is not None and wanted else []
 
         self.agenda.at(min(renew_at, pair.made_at + REKEY_WATCH_INTERVAL), look)
 
@@ -555,7 +561,7 @@ class Client(TunnelEnd):
         if path.remote != session.path.remote or session.closed:
             raise RemoteError(DropReason.UNEXPECTED_CONTROL)
         del self._literal[datagram]
-        session.received_at = now
+        session.heard(now)
         return self.failover.answered(session, sequence, now)[1]
 
     def _on_lost_keys(self, notice: memoryview, path: Path, now: float) -> list[Action]:

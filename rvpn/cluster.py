@@ -8,7 +8,7 @@ about the answers stands there.
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from rvpn.constants import QUEUE_LENGTH
+from rvpn.constants import LONGEST_HOLD_DOWN, QUEUE_LENGTH
 from rvpn.interfaces import IPAddress
 from rvpn.journal import Change
 from rvpn.policy.model import Cluster
@@ -26,8 +26,9 @@ class ClusterInUse:
         self.cluster = cluster
         self.order = order
         self.in_use: Session | None = None
-        #: What left the cluster without a gateway, until one is found.
+        #: What left the cluster without a gateway, and when, until one is found.
         self.vacancy: Change | None = None
+        self.vacant_since = 0.0
         self.packets: deque[bytes] = deque()
 
     @property
@@ -68,11 +69,15 @@ class ClusterInUse:
         after = [*self.order[start:], *self.order[: start - 1]]
         return after[:count]
 
-    def take_over(self, before: "ClusterInUse") -> None:
-        """Go on where the same cluster of an earlier reading of the policy was (R1)."""
+    def take_over(self, before: "ClusterInUse") -> bool:
+        """
+        Go on where the cluster of this name in an earlier policy was; return whether its gateway stays (R1).
+        """
+        self.vacancy, self.vacant_since, self.packets = before.vacancy, before.vacant_since, before.packets
+        if before.in_use is not None and before.in_use.gateway not in self:
+            return False
         self.in_use = before.in_use
-        self.vacancy = before.vacancy
-        self.packets = before.packets
+        return True
 
     def wait(self, packet: bytes) -> bool:
         """Queue a packet; return False if the oldest had to be dropped for it (R2)."""
@@ -87,3 +92,25 @@ class ClusterInUse:
         packets = list(self.packets)
         self.packets.clear()
         return packets
+
+
+class HoldDowns:
+    """For how long gateways that failed are not returned to (X2)."""
+
+    def __init__(self) -> None:
+        self._failures: dict[IPAddress, tuple[float, float]] = {}
+
+    def failed(self, session: Session, hold_down: float, now: float) -> None:
+        """
+        Hold the gateway of `session` down for `hold_down` seconds, twice as long as the last time if it was
+        used for less than three times that since.
+        """
+        _, held = self._failures.get(session.gateway, (now, 0.0))
+        if session.used_since is not None:
+            held = min(2 * held, LONGEST_HOLD_DOWN) if now - session.used_since < 3 * held else 0.0
+        self._failures[session.gateway] = now, max(hold_down, held)
+
+    def over(self, gateway: IPAddress, now: float) -> bool:
+        """Tell whether a gateway may be returned to."""
+        failed_at, held = self._failures.get(gateway, (now, 0.0))
+        return now >= failed_at + held

@@ -103,8 +103,7 @@ class IPFilter:
         actions = [] if pair.confirmed else self._gatekeeper.confirmed(pair, now)
         session = pair.session
         assert session is not None
-        if not session.closed:
-            session.received_at = now
+        session.heard(now)
         if path is not session.seen_path and path is not None:
             actions += self._seen(session, pair, datagram, path, now)
         if next_header == NextHeader.DUMMY:

@@ -51,6 +51,8 @@ TRANSFORM_NAMES = {
 
 #: Bytes of a literal heartbeat: the control SPI and 16 random bytes (DESIGN 6).
 LITERAL_SIZE = 20
+#: Why a session ends that was not renewed.
+EXPIRED = "its keys expired"
 
 Answer = Callable[[SAPair, ControlPacket, Path, float], list[Action]]
 
@@ -205,16 +207,18 @@ class TunnelEnd(ABC):
             self._close_at(pair, now + OLD_SA_LINGER)
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
-        """
-        Close a pair when its time is over: if its session sends on it there was no rekey, which counts as
-        failure.
-        """
+        """Close a pair when its time is over."""
         session, pair.closing = pair.session, None
         assert session is not None
         if session.sending is pair:
-            return self.fail(session, "its keys expired", now)
+            return self._expired(session, now)
         self.cache.remove_pair(pair)
         return ()
+
+    def _expired(self, session: Session, now: float) -> list[Action]:
+        """End a session that was not renewed in time, a failure (DESIGN 3); the peer's has expired too."""
+        self._retire(session, now)
+        return [ended(session, EXPIRED), *self._lost(session, EXPIRED, now)]
 
     def fail(self, session: Session, reason: str, now: float) -> list[Action]:
         """End a session that is of no more use, and let the role look for another (R8)."""
@@ -223,7 +227,7 @@ class TunnelEnd(ABC):
 
     def end(self, session: Session, reason: str, now: float) -> list[Action]:
         """End a session on our side, and tell the peer (DESIGN 6)."""
-        actions: list[Action] = [_ended(session, reason)]
+        actions: list[Action] = [ended(session, reason)]
         if session.sending is not None:
             actions += self._say(session, Kind.CLOSE, now)
         self._retire(session, now)
@@ -298,7 +302,7 @@ class TunnelEnd(ABC):
         if session.closed:
             return actions
         self._retire(session, now)
-        return [*actions, _ended(session, "the peer closed it"), *self._lost(session, "it has left", now)]
+        return [*actions, ended(session, "the peer closed it"), *self._lost(session, "it has left", now)]
 
     def _on_challenge(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
         """Show that we are where the challenge went; the answer moves nothing here (DESIGN 3)."""
@@ -379,5 +383,6 @@ def _hard_limit(pair: SAPair) -> float:
     return pair.made_at + HARD_LIFETIME_FACTOR * pair.lifetime + OLD_SA_LINGER
 
 
-def _ended(session: Session, reason: str) -> Event:
+def ended(session: Session, reason: str) -> Event:
+    """Return the log line of a session's end."""
     return Event("the session with {peer} ended: {reason}", {"peer": session.name, "reason": reason})

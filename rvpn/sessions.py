@@ -91,6 +91,7 @@ class Session:
 
     `key` identifies it in the cache, `name` in logs. `inner_addresses` are the client's (`packed_addresses`:
     as bytes). `sending` is the pair in use for what goes out. Counters count inner packets and their bytes.
+    `received_at` is when the peer last gave a sign of life, `packets_out_then` how many it had been sent.
     """
 
     def __init__(
@@ -111,7 +112,8 @@ class Session:
         self.shortest_defer = 0.0
         self.round_trip = RoundTrip()
         self.detector: FailureDetector | None = None
-        self.heartbeat_follows = False
+        self.awaits_payload = False
+        self.used_since: float | None = None
         self.packets_out_then = 0
         self.literal_rate = Rate(LITERAL_PER_ENDPOINT)
         self.packets_in = self.packets_out = self.bytes_in = self.bytes_out = 0
@@ -120,6 +122,11 @@ class Session:
     def gateway(self) -> IPAddress:
         """At a client: the gateway."""
         return self.path.remote.address
+
+    def heard(self, now: float) -> None:
+        """Take a sign of life; a session that was given up gives none (R8)."""
+        if not self.closed:
+            self.received_at, self.packets_out_then = now, self.packets_out
 
     def use_addresses(self, inner_addresses: Iterable[IPAddress]) -> None:
         """Take these for the client's inner addresses."""
