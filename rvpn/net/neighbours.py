@@ -9,7 +9,7 @@ Answers for clients' inner addresses on a gateway's LAN, given by this process a
 A process that is stopped or killed is silent at once; proxy entries of the kernel would go on to answer. One
 that was stopped and goes on finds old questions in its sockets, and perhaps the announcement of the gateway
 that took over meanwhile. It must hear that before it answers anybody: so a wake-up reads all that waits, and
-takes the announcements first.
+takes the announcements first. If something was lost for want of room, it answers nothing of what waited.
 
 Each socket is for one type of frame. So the kernel spends nothing on IPv4 packets that pass, and on IPv6
 packets only a short filter; neither wakes this process.
@@ -45,17 +45,20 @@ from rvpn.address_resolution import (
 from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.interfaces import IPAddress
 
-#: Bytes asked for, and frames read at a wake-up: more than that many bytes hold.
-RECEIVE_BUFFER, MOST_WAITING = 1 << 20, 4096
+#: Bytes that the kernel keeps for us in each socket, and frames read at a wake-up: more than it puts there.
+RECEIVE_BUFFER, MOST_WAITING = 1 << 17, 1024
 #: Less than net.core.optmem_max allows one socket.
 GROUPS_PER_SOCKET = 256
 #: Bytes; the frames that we understand are far shorter.
 _LONGEST_FRAME = 2048
 
-# linux/if_arp.h, asm-generic/socket.h, linux/if_packet.h.
+# linux/if_arp.h, asm-generic/socket.h, linux/socket.h, linux/if_packet.h.
 _ARPHRD_ETHER = 1
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_SO_ATTACH_FILTER = 26
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _PACKET_OTHERHOST = 3
+#: Frames that arrived since the last time, and those of them that did not fit.
+_STATISTICS = struct.Struct("=II")
 
 # Classic BPF (linux/filter.h): operation, jump if true, jump if false, operand.
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -163,11 +166,19 @@ class NeighbourPort:
             for each in heard:
                 if self._receiver.owns(each.address):
                     self._receiver.foreignAnnouncement(ip_address(each.address))
+            if self._overflowed():  # an announcement may have been lost; they ask again
+                return
             for each in heard:
                 if each.wanted is not None and self._receiver.owns(each.wanted):
                     self._answer(each, mac)
         except Exception:
             _log.failure("What was heard on {interface} could not be handled", interface=self.interface)
+
+    def _overflowed(self) -> bool:
+        """Tell whether frames were lost since the last call."""
+        size = _STATISTICS.size
+        told = [each.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, size) for each in self._sockets.values()]
+        return any(_STATISTICS.unpack(each)[1] for each in told)
 
     def _answer(self, heard: Heard, mac: bytes) -> None:
         with suppress(OSError):  # the interface went down, or its queue is full: they ask again
@@ -239,8 +250,7 @@ def _open(interface: str, ethertype: int, instructions: Iterable[tuple[int, int,
         opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         try:
             _filter(opened, b"".join(_INSTRUCTION.pack(*each) for each in instructions))
-            with suppress(PermissionError):  # without root the default has to do
-                opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             opened.bind((interface, ethertype))
             if opened.getsockname()[3] != _ARPHRD_ETHER:
                 raise LocalError(f"cannot answer for clients on {interface}: it is no Ethernet")

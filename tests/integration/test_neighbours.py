@@ -24,7 +24,7 @@ from rvpn.address_resolution import announcements, solicited_node
 from rvpn.errors import DropReason, LocalError
 from rvpn.interfaces import IPAddress
 from rvpn.lab.namespaces import inside
-from rvpn.net.neighbours import NeighbourPort
+from rvpn.net.neighbours import MOST_WAITING, NeighbourPort
 from tests.integration.namespaces import Namespace, NamespaceTestCase
 
 INNER, INNER6 = ip_address("10.99.0.1"), ip_address("fd00:99::abcd:1")
@@ -224,6 +224,22 @@ class NeighbourTests(NamespaceTestCase):
         await deferLater(reactor, 0.1)
         self.assertEqual(self.first.heard, [INNER, INNER6])
         self.assertEqual([self.known(address) for address in BOTH], [self.second.mac] * 2)
+
+    async def test_overflow(self) -> None:
+        """Where an announcement may have been lost for want of room, questions that waited get no answer."""
+        port = self.first.start(self, *BOTH)
+        self.second.start(self)
+        for address, question in zip(BOTH, QUESTIONS, strict=True):
+            self.send(address)
+            for _ in range(MOST_WAITING):
+                self.frames.send(question)
+            self.second.announce(address)
+        port.doRead()
+        self.assertEqual(select.select([port], [], [], 0)[0], [], "more waits than one wake-up reads")
+        await deferLater(reactor, 0.05)
+        self.assertEqual(self.first.heard, [])
+        self.assertEqual([self.known(address) for address in BOTH], [self.second.mac] * 2)
+        await self.asks(self.first)
 
     async def test_duplicate_address_detection(self) -> None:
         """A host that wants to take an owned address for itself learns that it is taken."""
