@@ -121,6 +121,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             commands = {"status": self.status, "reload": self.reload}
             self._control = ControlServer(str(config.control_socket), commands)
             self._control.start(self._reactor)
+            resources.callback(config.control_socket.unlink, missing_ok=True)
             self._resources = resources.pop_all()
         # Should twistd fail at something else, `stopService` is never called.
         atexit.register(self._resources.close)
