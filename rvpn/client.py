@@ -107,7 +107,7 @@ class Client(TunnelEnd):
             if session.key not in named or policy.peers.get(session.path.remote.address) != session.peer:
                 actions += self.end(session, "the policy no longer has it", now)
         for gateway in self.kms.running - named:
-            self.kms.forget(gateway)
+            actions += self.kms.leave(gateway, now)
         return actions
 
     # --- packets -----------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ class KeyManagementService:
                 self._random.shuffle(order)
         for name in self._requests.keys() - self._order.keys():
             del self._requests[name]
+        for name, request in self._requests.items():
+            request.candidates = [gateway for gateway in self._order[name] if gateway != request.gateway]
 
     def order(self, cluster: str) -> Sequence[IPAddress]:
         """Return the cluster's gateways in the order in which they are searched (R1)."""
@@ -168,12 +170,12 @@ class KeyManagementService:
         """Try `gateway` after all others from now on: it has left or failed (R3)."""
         self._failed_at[gateway] = now
 
-    def forget(self, gateway: IPAddress) -> None:
-        """Drop what is under way with a gateway that the policy no longer names."""
-        running = self._running.pop(gateway, None)
-        if running is not None and running.timer is not None:
-            running.timer.cancel()
+    def leave(self, gateway: IPAddress, now: float) -> list[Action]:
+        """End what is under way with a gateway that the policy no longer names: the next one now."""
+        running = self._running.get(gateway)
+        actions = [] if running is None else self._fail(running, "the policy no longer names it", now)
         self._failed_at.pop(gateway, None)
+        return actions
 
     # --- one authentication -----------------------------------------------------------------------
 
@@ -239,7 +241,9 @@ class KeyManagementService:
         return [Send(datagram, running.path) for datagram in datagrams]
 
     def _fail(self, running: _Authentication, reason: str, now: float) -> list[Action]:
-        self.forget(running.gateway)
+        del self._running[running.gateway]
+        if running.timer is not None:
+            running.timer.cancel()
         actions = self._requester.failed(running.gateway, now)
         return actions + self._next_gateway(running.gateway, reason, now)
 

@@ -564,6 +564,21 @@ class ReloadTests(SynchronousTestCase):
         network.run(1)
         self.assertEqual(network.gateways[1].delivered, [OUT])
 
+    def test_gateway_gone_while_asked(self) -> None:
+        """R3: if a new policy lacks the gateway that is being asked, the next one is asked at once."""
+        network = Network(2, randomize_clusters=False)
+        network.gateways[0].alive = False
+        network.send(network.client, OUT)
+        network.run(0.5)
+        kept = Cluster("Cluster 1", network.client_policy.clusters[0].members[1:])
+        tunnel = replace(network.client_policy.tunnels[0], cluster=kept)
+        policy = replace(network.client_policy, clusters=(kept,), tunnels=(tunnel,))
+        network.act(network.client, network.client.node.reload(policy, network.now))
+        network.run(0.1)
+        network.send(network.client, OUT)
+        network.run(0.1)
+        self.assertEqual(network.gateways[1].delivered[-1], OUT)
+
     def test_client_gone(self) -> None:
         """A gateway closes the session of a client that its new policy does not list."""
         network = Network()
