@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
+from pyroute2.netlink.rtnl import rt_type
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
@@ -115,12 +116,12 @@ class HalfWayTests(ServiceTestCase):
         self.client.policy["TUNNEL"] = {"Tunnel1": f"{SECOND_TARGET} Cluster 1"}
         self.client.write_policy()
 
-    def refuse(self, *networks: str) -> Callable[[Netlink, Route], None]:
-        """Return what takes the place of `Netlink.add_route` and refuses these networks."""
+    def refuse(self, kind: str, *networks: str) -> Callable[[Netlink, Route], None]:
+        """Return what takes the place of `Netlink.add_route` and refuses such routes to these networks."""
         add_route = Netlink.add_route
 
         def add(kernel: Netlink, route: Route) -> None:
-            if route.network in networks and route.kind == "unicast":
+            if route.network in networks and route.kind == kind:
                 raise LocalError(f"cannot add {route}: no memory")
             add_route(kernel, route)
 
@@ -128,25 +129,33 @@ class HalfWayTests(ServiceTestCase):
 
     def test_gone_back(self) -> None:
         """The host is as before, and so is the node; a later reload succeeds."""
-        refusing = self.patch(Netlink, "add_route", self.refuse(f"{SECOND_TARGET}/32"))
-        error = self.assertRaises(LocalError, self.service.reload)
-        self.assertRegex(str(error), rf"^cannot add route unicast {SECOND_TARGET}/32 .*: no memory$")
-        self.assertSameHost(self.client, self.before)
-        refusing.restore()
+        for kind in "unicast", "unreachable":
+            refusing = self.patch(Netlink, "add_route", self.refuse(kind, f"{SECOND_TARGET}/32"))
+            error = self.assertRaises(LocalError, self.service.reload)
+            self.assertRegex(str(error), rf"^cannot add route {kind} {SECOND_TARGET}/32 .*: no memory$")
+            self.assertSameHost(self.client, self.before)
+            refusing.restore()
         self.service.reload()
-        self.assertEqual(self.routed(), [SECOND_TARGET])
+        self.assertEqual(self.routed("unicast"), [SECOND_TARGET])
+        self.assertEqual(self.routed("unreachable"), [SECOND_TARGET])
 
     def test_not_gone_back(self) -> None:
         """Where the kernel does not take the former routes either, that is said; a later reload mends it."""
-        refusing = self.patch(Netlink, "add_route", self.refuse(f"{SECOND_TARGET}/32", f"{TARGET}/32"))
-        error = self.assertRaises(LocalError, self.service.reload)
-        self.assertRegex(str(error), r"(?s)^cannot add .*\nand the former routes could not be restored: ")
-        self.assertEqual(self.routed(), [])
-        refusing.restore()
-        self.service.reload()
-        self.assertEqual(self.routed(), [SECOND_TARGET])
+        former = self.client.file.read_text().replace(SECOND_TARGET, TARGET)
+        for kind in "unicast", "unreachable":
+            self.client.write_policy()
+            add = self.refuse(kind, f"{SECOND_TARGET}/32", f"{TARGET}/32")
+            refusing = self.patch(Netlink, "add_route", add)
+            error = self.assertRaises(LocalError, self.service.reload)
+            self.assertRegex(str(error), r"(?s)^cannot add .*\nand the former routes could not be restored: ")
+            self.assertEqual(self.routed(kind), [])
+            refusing.restore()
+            self.client.file.write_text(former)
+            self.service.reload()
+            self.assertSameHost(self.client, self.before)
 
-    def routed(self) -> list[str]:
-        """Return the targets that the client routes into the tunnel."""
+    def routed(self, kind: str) -> list[str]:
+        """Return the targets to which the client has routes of this kind."""
         with self.here.kernel() as kernel:
-            return [route.get("dst") for route in kernel.get_routes(table=29300, type=1)]
+            routes = kernel.get_routes(table=29300, type=rt_type[kind])
+            return [route.get("dst") for route in routes]
