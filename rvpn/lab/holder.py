@@ -17,6 +17,7 @@ stays.
 import argparse
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -81,6 +82,12 @@ class Holder:
         """Stop serving; the process then exits, and with it everything in the laboratory."""
         self._ended = True
         return {}
+
+    def kill_all(self) -> None:
+        """Kill every process that was started here."""
+        for child in self._children.values():
+            with suppress(ProcessLookupError):
+                child.signal(signal.SIGKILL)
 
     def reap(self) -> None:
         """Collect every process that ended, orphans too, and tell who waits for it."""
@@ -245,6 +252,7 @@ def main() -> None:
     for number in ("family", "gateways", "targets"):
         parser.add_argument(number, type=int)
     parser.add_argument("--detached", action="store_true", help="outlive the process that started this one")
+    parser.add_argument("--temporary", action="store_true", help="remove the directory in the end")
     chosen = parser.parse_args()
     os.umask(0o077)
     mount_tmpfs("/run")
@@ -258,6 +266,10 @@ def main() -> None:
             holder.watch(sys.stdin.fileno(), holder.end)
         wire.say_ready()
         holder.serve()
+    if chosen.temporary:
+        # Its owner may have died without a chance to do it.
+        holder.kill_all()
+        shutil.rmtree(chosen.directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -120,12 +120,13 @@ class LifeTests(LabTestCase):
         self.assertGone()
 
     def test_owner_killed(self) -> None:
-        """SIGKILL of the process that owns the laboratory ends everything, stubborn processes too."""
+        """SIGKILL of its owner ends a laboratory and its directory, stubborn processes too."""
         owner, directory = self.start_owner()
         self.observe(directory)
         self.assertGreaterEqual(len(self.processes), 3)
         owner.kill()
         self.assertGone()
+        self.assertFalse(directory.exists())
 
     def test_interrupted(self) -> None:
         """Ctrl-C at the process that owns it ends everything and removes the directory."""
