@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rvpn.errors import LocalError
 from rvpn.lab import holder, requirements, wire
+from rvpn.lab.faults import FAULTS
 from rvpn.lab.lab import Lab
 from tests.integration.lab_case import LabTestCase
 
@@ -19,6 +21,7 @@ PATIENCE = 10.0
 #: A process that owns a laboratory with a service in it, says where it is, and waits.
 OWNER = """
 import time
+from rvpn.lab.faults import FAULTS
 from rvpn.lab.lab import Lab
 with Lab.start() as lab:
     lab.spawn("client", ["sleep", "600"], name="client").close()
@@ -254,6 +257,13 @@ class CommandTests(LabTestCase):
             self.assertEqual((done.returncode, done.stdout), (code, ""), done)
             self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
             self.assertIn(words, done.stderr)
+
+    def test_documented(self) -> None:
+        """The lab's page names every fault and every option of `impair`."""
+        page = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
+        options = set(re.findall(r"--[a-z]+", self.rvpn("impair", "--help").stdout)) - {"--help"}
+        for name in (*FAULTS, *options):
+            self.assertIn(f"`{name}", page)
 
     def test_nothing_runs(self) -> None:
         """Without a laboratory, commands say how to start one."""
