@@ -396,7 +396,7 @@ class TrafficTests(LabTestCase):
         """An interruption shows as one gap of its length."""
         address = self.lab.topology.gateway_address("gateway1")
         pings = self.lab.start_traffic(
-            "client", "ping", address, "--count", 200, "--interval", 0.005, "--wait", 0.2
+            "client", "ping", address, "--count", 400, "--interval", 0.005, "--wait", 0.2
         )
         time.sleep(0.8)
         faults.cut(self.lab, "gateway1")
