@@ -229,7 +229,9 @@ class Client(TunnelEnd):
         session = Session(gateway, context.peer, path, self._inner_addresses, now)
         self._open_pair(session, pair, now)
         self.cache.establish(session)
-        actions: list[Action] = [Event("session with gateway {gateway}", {"gateway": str(gateway)})]
+        actions: list[Action] = [
+            Event("session with gateway {gateway} established", {"gateway": str(gateway)})
+        ]
         for cluster in self._clusters.values():
             if cluster.choose(self.cache.get) is session:
                 actions += self._send_waiting(cluster, session, now)

@@ -205,7 +205,7 @@ class Gateway(TunnelEnd):
             "peer": session.peer.name,
             "endpoint": str(pair.path.remote),
         }
-        return [Event("session with client {peer} at {endpoint}", fields)]
+        return [Event("session with client {peer} at {endpoint} established", fields)]
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._unconfirmed.pop(pair, None)

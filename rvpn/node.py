@@ -310,4 +310,4 @@ def _hard_limit(pair: SAPair) -> float:
 
 
 def _ended(session: Session, reason: str) -> Event:
-    return Event("the session with {peer} ended: {reason}", {"peer": session.name, "reason": reason})
+    return Event("session with {peer} ended: {reason}", {"peer": session.name, "reason": reason})

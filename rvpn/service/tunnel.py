@@ -289,5 +289,7 @@ def _occupy(role: Role) -> socket.socket:
         occupied.bind(f"\0rvpn {role.value}")
     except OSError:
         occupied.close()
-        raise LocalError(f"another rvpn {role.value} runs on this host, and there is room for one") from None
+        raise LocalError(
+            f"another rvpn {role.value} runs on this host; there can be one of each role"
+        ) from None
     return occupied

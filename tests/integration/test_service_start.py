@@ -156,7 +156,7 @@ class RefusalTests(NodesTestCase):
             "GENERAL": {"Port": "4501"},
             "DEVICE": {"InnerAddress": "10.99.0.2", "Name": "rvpn9"},
         }
-        self.assertRefused(second, "another rvpn client runs on this host, and there is room for one")
+        self.assertRefused(second, "another rvpn client runs on this host; there can be one of each role")
 
 
 class ProcessTests(NodesTestCase):
