@@ -218,11 +218,15 @@ class ProcessTests(NodesTestCase):
         self.assertFalse(self.client.socket.exists())
 
     def test_background(self) -> None:
-        """Without --nodaemon a start returns 0 once the service is there; the pidfile says whom to end."""
+        """
+        Without --nodaemon a start returns 0 once the service is there; the pidfile says whom to end.
+
+        A policy named by a relative path is found again although twistd changes its directory.
+        """
         before, pidfile = self.client.host, self.client.directory / "pid"
         process = self.client.run(
-            *(TWISTD, "--pidfile=pid", "--logfile=log"),
-            *("rvpn-client", "--policy", str(self.client.write_policy())),
+            *(TWISTD, "--rundir=/", f"--pidfile={pidfile}", f"--logfile={self.client.directory / 'log'}"),
+            *("rvpn-client", "--policy", self.client.write_policy().name),
         )
         self.assertEqual(process.wait(PATIENCE), 0)
         wait_until(pidfile.exists, "there is a pidfile")
