@@ -5,8 +5,10 @@ A client, a gateway and a target for tests: three network namespaces, and the re
     outside 192.0.2.1 --------- outside 192.0.2.2
             2001:db8::1                 2001:db8::2
                                 lan 10.0.0.21 ---------------- lan 10.0.0.1
+                                    fd00:10::21                    fd00:10::1
 
-The client's inner address is 10.99.0.1. A test changes `Node.policy` before it calls `Node.start`.
+The client's inner addresses are 10.99.0.1 and fd00:99::1. A test changes `Node.policy` before it calls
+`Node.start`.
 """
 
 import contextlib
@@ -33,6 +35,7 @@ from tests.integration.test_net_host import Snapshot, snapshot
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 INNER, TARGET = "10.99.0.1", "10.0.0.1"
+INNER6, TARGET6 = "fd00:99::1", "fd00:10::1"
 #: Seconds for a start on a busy machine.
 PATIENCE = 15.0
 
@@ -76,10 +79,11 @@ class Node:
         return self.file
 
     def spawn(self, *options: str) -> None:
-        """Start the service in the foreground; it dies with this process."""
+        """Start the service in the foreground, with the rights that etc/rvpn@.service gives it."""
         with (self.directory / "log").open("ab") as log:
             self._process = self.run(
-                *("setpriv", "--pdeathsig", "KILL", TWISTD, "--nodaemon", "--pidfile="),
+                *("setpriv", "--pdeathsig=KILL", "--bounding-set=-all,+net_admin"),
+                *(TWISTD, "--nodaemon", "--pidfile="),
                 *(f"rvpn-{self.role}", "--policy", str(self.write_policy()), *options),
                 stdout=log,
                 stderr=log,
@@ -164,9 +168,10 @@ class NodesTestCase(NamespaceTestCase):
         self.beyond.connect("lan", self.lan, "lan")
         self.here.address("outside", "192.0.2.1/24", "2001:db8::1/64")
         self.beyond.address("outside", "192.0.2.2/24", "2001:db8::2/64")
-        self.beyond.address("lan", "10.0.0.21/24")
-        self.lan.address("lan", f"{TARGET}/24")
+        self.beyond.address("lan", "10.0.0.21/24", "fd00:10::21/64")
+        self.lan.address("lan", f"{TARGET}/24", f"{TARGET6}/64")
         self.lan.route("0.0.0.0/0", "10.0.0.21")
+        self.lan.route("::/0", "fd00:10::21")
         # The control sockets in it need a short path.
         temporary = tempfile.TemporaryDirectory()
         self.addCleanup(temporary.cleanup)
@@ -175,13 +180,13 @@ class NodesTestCase(NamespaceTestCase):
         self.gateway = Node(self, "gateway", self.beyond, directory / "gateway")
         self.client.policy |= {
             "CLUSTER": {"Cluster 1": "192.0.2.2"},
-            "TUNNEL": {"Tunnel1": f"{TARGET} Cluster 1"},
+            "TUNNEL": {"Tunnel1": f"{TARGET} Cluster 1", "Tunnel2": f"{TARGET6} Cluster 1"},
             "PEERS": {"192.0.2.2": self.gateway.public_key},
-            "DEVICE": {"InnerAddress": INNER},
+            "DEVICE": {"InnerAddress": f"{INNER} {INNER6}"},
         }
         self.gateway.policy |= {
-            "CLIENTS": {"Client1": f"{self.client.public_key} {INNER}"},
-            "LAN": {"Interface": "lan", "Networks": "10.0.0.0/24"},
+            "CLIENTS": {"Client1": f"{self.client.public_key} {INNER}, {INNER6}"},
+            "LAN": {"Interface": "lan", "Networks": "10.0.0.0/24 fd00:10::/64"},
         }
 
     def start_both(self, *options: str) -> None:

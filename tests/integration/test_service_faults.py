@@ -113,7 +113,7 @@ class HalfWayTests(ServiceTestCase):
         super().setUp()
         self.service = self.serve()
         self.before = self.client.host
-        self.client.policy["TUNNEL"] = {"Tunnel1": f"{SECOND_TARGET} Cluster 1"}
+        self.client.policy["TUNNEL"]["Tunnel1"] = f"{SECOND_TARGET} Cluster 1"
         self.client.write_policy()
 
     def refuse(self, kind: str, *networks: str) -> Callable[[Netlink, Route], None]:
@@ -155,7 +155,7 @@ class HalfWayTests(ServiceTestCase):
             self.assertSameHost(self.client, self.before)
 
     def routed(self, kind: str) -> list[str]:
-        """Return the targets to which the client has routes of this kind."""
+        """Return the IPv4 targets to which the client has routes of this kind."""
         with self.here.kernel() as kernel:
-            routes = kernel.get_routes(table=29300, type=rt_type[kind])
+            routes = kernel.get_routes(table=29300, type=rt_type[kind], family=socket.AF_INET)
             return [route.get("dst") for route in routes]

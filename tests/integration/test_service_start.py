@@ -58,7 +58,7 @@ class RefusalTests(NodesTestCase):
         self.assertRefused(
             self.client,
             "/node.policy:7: error: Cluster 1: found 'foo', expected",
-            "/node.policy:15: error: Port: found '0', expected",
+            "/node.policy:16: error: Port: found '0', expected",
         )
         self.client.file.write_bytes(b"\xff\xfe")
         self.assertRegex(self.refusal(self.client), r"^/node.policy:1: error: .*\n*$")
