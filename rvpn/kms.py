@@ -215,12 +215,9 @@ class KeyManagementService:
 
     def _due(self, running: _Authentication, now: float) -> list[Action]:
         running.timer = None
-        if now >= running.expires_at:
-            reason = (
-                "its keys were never confirmed" if running.granted else running.exchange.failed or "no answer"
-            )
-            return self._fail(running, reason, now)
         if running.granted:
+            if now >= running.expires_at:
+                return self._fail(running, "its keys were never confirmed", now)
             return self._confirm(running, now)
         actions = self._sends(running, running.exchange.advance(now))
         if running.exchange.failed:
@@ -273,5 +270,5 @@ class KeyManagementService:
         _, last = self._backoff.get(cluster, (0.0, 0.0))
         delay = min(2 * last, BACKOFF_LAST) or BACKOFF_FIRST
         self._backoff[cluster] = (now + delay * (0.75 + 0.5 * self._random.random()), delay)
-        event = Event("no gateway of cluster {cluster} gives a key", {"cluster": cluster}, warning=True)
+        event = Event("no gateway of {cluster} gives a key", {"cluster": cluster}, warning=True)
         return [event, *self._requester.rejected(cluster, now)]
