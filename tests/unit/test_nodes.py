@@ -82,13 +82,14 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(network.client.delivered[0][9], ICMP)
 
     def test_unknown_client(self) -> None:
-        """A client that the gateway's policy does not list gets no session."""
+        """A client that the gateway's policy does not list gets no session, and a hint in its log."""
         network = Network()
         network.gateways[0].node.reload(replace(network.gateway_policy, clients=()), network.now)
         network.send(network.client, OUT)
         network.run(5)
         self.assertEqual(len(network.client.node.cache), 0)
         self.assertIn("authentication-failed", drops(network.gateways[0], network))
+        self.assertIn("message said: authentication failed", " ".join(network.client.events))
 
     def test_foreign_inner_address(self) -> None:
         """A client cannot get an inner address that the gateway's policy grants to nobody or to another."""
