@@ -8,6 +8,7 @@ The gateway: it accepts the clients of its policy, and passes packets between th
     (R12)
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
@@ -35,6 +36,8 @@ from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
 from rvpn.sessions import SAPair, Session
 
+#: Seconds between two lines in the log about refused key exchanges.
+REFUSAL_INTERVAL = 1.0
 #: LAN addresses whose check is remembered; when there are more, all are forgotten.
 _REMEMBERED_TARGETS = 4096
 
@@ -55,6 +58,7 @@ class Gateway(TunnelEnd):
         self._unconfirmed: dict[SAPair, Established] = {}
         self._acceptor = Acceptor({Mechanism.NOISE: self._new_context}, self.agenda, random, now)
         self._established = 0
+        self._refusals, self._refusals_told_at = 0, -math.inf
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
@@ -117,17 +121,25 @@ class Gateway(TunnelEnd):
             reply = self._acceptor.receive(tokens.decode(datagram), path, now)
             actions += [Send(answer, path) for answer in reply.datagrams]
             if reply.refused is not None:
-                actions += self._refused(reply.refused, path)
+                actions += self._refused(reply.refused, path, now)
             if reply.established is not None:
                 actions += self._accept(reply.established, now)
         except RemoteError as error:
             self.drop(error.reason)
         return actions
 
-    def _refused(self, error: RemoteError, path: Path) -> list[Action]:
+    def _refused(self, error: RemoteError, path: Path, now: float) -> list[Action]:
+        """Count a refusal, and tell of it unless the last such line is fresh: strangers can cause many."""
         self.drop(error.reason)
+        self._refusals += 1
+        if now < self._refusals_told_at + REFUSAL_INTERVAL:
+            return []
+        more, self._refusals, self._refusals_told_at = self._refusals - 1, 0, now
+        message = "refused a key exchange from {endpoint}: {reason}"
         fields: dict[str, str | int | float | bool] = {"endpoint": str(path.remote), "reason": str(error)}
-        return [Event("refused a key exchange from {endpoint}: {reason}", fields)]
+        if more:
+            message, fields = message + " ({more} more before it)", {**fields, "more": more}
+        return [Event(message, fields)]
 
     def _new_context(self, request: AcceptRequest) -> NoiseAcceptor:
         return NoiseAcceptor(

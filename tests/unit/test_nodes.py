@@ -19,6 +19,7 @@ from tests.unit.simulation import DELAY, INNER, TARGET, Host, Network, perfect, 
 
 OUT = udp_packet(INNER, TARGET, b"to the LAN")
 BACK = udp_packet(TARGET, INNER, b"to the client")
+GATEWAY = ip_address("198.51.100.21")
 ICMP = 1
 
 
@@ -90,6 +91,19 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(len(network.client.node.cache), 0)
         self.assertIn("authentication-failed", drops(network.gateways[0], network))
         self.assertIn("message said: authentication failed", " ".join(network.client.events))
+
+    def test_refusals_in_the_log(self) -> None:
+        """However many key exchanges a gateway refuses, its log has a line a second, which counts them."""
+        network = Network()
+        network.gateways[0].node.reload(replace(network.gateway_policy, clients=()), network.now)
+        for _ in range(300):
+            network.act(network.client, network.client.node.kms.renew(GATEWAY, network.now))
+            network.run(0.01)
+            network.act(network.client, network.client.node.kms.leave(GATEWAY, network.now))
+        refusals = [event for event in network.gateways[0].events if "refused a key exchange" in event]
+        self.assertEqual(len(refusals), 3)
+        self.assertNotIn("more", refusals[0])
+        self.assertRegex(refusals[1], r"from 192.0.2.1:4500: .* \([0-9]+ more before it\)$")
 
     def test_foreign_inner_address(self) -> None:
         """A client cannot get an inner address that the gateway's policy grants to nobody or to another."""
