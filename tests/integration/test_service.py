@@ -13,6 +13,8 @@ from rvpn.lab.namespaces import inside
 from tests.integration.nodes import INNER, TARGET, TARGET6, Node, NodesTestCase, wait_until
 
 SECOND_TARGET = "10.0.0.2"
+#: Seconds for what should take half of one, on a busy machine.
+PROMPT = 3.0
 
 
 class Wire:
@@ -51,12 +53,12 @@ class EndTests(NodesTestCase):
         self.assertEqual(self.ping(), 3)
         self.assertEqual(len(self.gateway.status()["sessions"]), 1)
         self.client.signal(signal.SIGTERM)
-        wait_until(lambda: self.gateway.status()["sessions"] == [], "the gateway's session ends", 0.4)
-        self.assertEqual(self.client.wait(1), 0)
+        wait_until(lambda: self.gateway.status()["sessions"] == [], "the gateway's session ends", PROMPT)
+        self.assertEqual(self.client.wait(PROMPT), 0)
         self.assertFalse(self.client.socket.exists())
         self.assertSameHost(self.client, before[0])
         self.gateway.signal(signal.SIGINT)
-        self.assertEqual(self.gateway.wait(1), 0)
+        self.assertEqual(self.gateway.wait(PROMPT), 0)
         self.assertSameHost(self.gateway, before[1])
 
     def test_dead_peer(self) -> None:
@@ -64,12 +66,10 @@ class EndTests(NodesTestCase):
         self.start_both()
         self.assertEqual(self.ping(), 3)
         self.client.signal(signal.SIGSTOP)
-        start = time.monotonic()
         for number in signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
             self.gateway.signal(number)
             time.sleep(0.01)
-        self.assertEqual(self.gateway.wait(), 0)
-        self.assertLess(time.monotonic() - start, 1.2)
+        self.assertEqual(self.gateway.wait(PROMPT), 0)
         self.assertNotIn("Traceback", self.gateway.log)
 
     def test_killed(self) -> None:
