@@ -40,6 +40,7 @@ from rvpn.interfaces import (
     Action,
     DatagramBatch,
     Endpoint,
+    Event,
     IPAddress,
     PacketBatch,
     Parameters,
@@ -126,17 +127,16 @@ class Client(TunnelEnd):
         """
         self._read(policy, now)
         gateways = self._gateways()
-        for peer in self._initiations.peers - gateways:
-            self._initiations.forget(peer)
         actions: list[Action] = []
+        for peer in self._initiations.peers - gateways:
+            actions += self._initiations.give_up(peer, "the policy no longer names it", now)
         for session in self.cache:
             if session.gateway not in gateways or policy.peers.get(session.gateway) != session.peer:
                 actions += self.fail(session, "the policy no longer has it", now)
         self._freshness.keep(set(policy.peers.values()))
         return actions + self.failover.resume(now)
 
-    # --- packets
-    # ----------------------------------------------------------------------------------------------
+    # --- packets --------------------------------------------------------------------------------------------
 
     def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -245,8 +245,7 @@ class Client(TunnelEnd):
                 actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
         return actions
 
-    # --- key exchange: ours
-    # -----------------------------------------------------------------------------------
+    # --- key exchange: ours ---------------------------------------------------------------------------------
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -315,7 +314,8 @@ class Client(TunnelEnd):
         if known:
             return []
         self.cache.establish(session)
-        return [
+        told = Event("session with gateway {gateway} established", {"gateway": str(gateway)})
+        return [told] + [
             action
             for cluster in self.failover.of(gateway)
             if cluster.in_use is None and (cluster.waiting or cluster.vacancy)
@@ -374,8 +374,7 @@ class Client(TunnelEnd):
             )
         ]
 
-    # --- key exchange: a gateway calls (R12)
-    # ------------------------------------------------------------------
+    # --- key exchange: a gateway calls (R12) ----------------------------------------------------------------
 
     def _called(self, message: tokens.Message, path: Path, now: float) -> list[Action]:
         """
@@ -442,8 +441,7 @@ class Client(TunnelEnd):
         self._open_pair(session, pair, now)
         self._calls[pair] = established
 
-    # --- the life of a session
-    # --------------------------------------------------------------------------------
+    # --- the life of a session ------------------------------------------------------------------------------
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._calls.pop(pair, None)
@@ -451,8 +449,8 @@ class Client(TunnelEnd):
 
     def _expired(self, session: Session, now: float) -> list[Action]:
         """
-        See `TunnelEnd`. It is no failure where nobody wants the session any more (X1), nor where this client is
-        DEFERRED and idle, and so renewed no keys (R9).
+        See `TunnelEnd`. It is no failure where nobody wants the session any more (X1), nor where this client
+        is DEFERRED and idle, and so renewed no keys (R9).
         """
         if self.failover.is_wanted(session) and self._policy.heartbeat is not HeartbeatMode.DEFERRED:
             return super()._expired(session, now)
@@ -501,8 +499,7 @@ class Client(TunnelEnd):
         self.kms.put_last(session.gateway, now)
         return self.failover.lost(session, reason, now)
 
-    # --- session control (DESIGN 6)
-    # ---------------------------------------------------------------------------
+    # --- session control (DESIGN 6) -------------------------------------------------------------------------
 
     def heartbeat(self, session: Session) -> tuple[list[Action], int]:
         """See `rvpn.failover.Mover`. R17: along the path of the session's ESP."""
@@ -576,8 +573,7 @@ class Client(TunnelEnd):
                 return self.authenticate(path.remote.address, now)
         raise RemoteError(DropReason.UNEXPECTED_CONTROL, "a lost-key notice that proves nothing")
 
-    # --- status
-    # -----------------------------------------------------------------------------------------------
+    # --- status ---------------------------------------------------------------------------------------------
 
     def status(self, now: float) -> dict[str, Any]:
         """See `rvpn.interfaces.Node`."""

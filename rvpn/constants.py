@@ -130,8 +130,6 @@ ROAMING_PATIENCE = 0.05
 NOTICES_PER_SECOND, CALLS_PER_SECOND = 100, 50
 #: Packets that wait for a client that is being called (R12).
 CALL_QUEUE_LENGTH = 16
-#: Refused key exchanges that are told in the log each second; all are counted.
-REFUSALS_TOLD_PER_SECOND = 5
 #: Seconds between heartbeats that a gateway asks its clients to keep at least (X7).
 SHORTEST_DEFER = 0.02
 #: Literal heartbeats that a gateway answers each second: from one endpoint, and in all (DESIGN 6).

@@ -9,6 +9,7 @@ The gateway: it accepts the clients of its policy, and passes packets between th
     heartbeat -> answer, with the gateway's status (R10, X4); a change of status is told to every client
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
@@ -19,7 +20,6 @@ from rvpn.constants import (
     LINK_MTU,
     LITERAL_IN_ALL,
     NOTICES_PER_SECOND,
-    REFUSALS_TOLD_PER_SECOND,
     RESPONSE_UNMEASURED,
     SHORTEST_DEFER,
     Mechanism,
@@ -54,6 +54,8 @@ from rvpn.roaming import Roaming
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session
 
+#: Seconds between two lines in the log about refused key exchanges.
+REFUSAL_INTERVAL = 1.0
 #: LAN addresses whose check is remembered; when there are more, all are forgotten.
 _REMEMBERED_TARGETS = 4096
 
@@ -83,7 +85,6 @@ class Gateway(TunnelEnd):
         self._freshness = Freshness()
         self._unconfirmed: dict[SAPair, Established] = {}
         self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
-        self._refusals = Rate(REFUSALS_TOLD_PER_SECOND)
         self._calls = Calls(self, self.agenda, policy.exchange_time)
         self._endpoints: dict[PeerIdentity, Endpoint] = {}
         self._roaming = Roaming(self.cache, self.agenda)
@@ -99,6 +100,7 @@ class Gateway(TunnelEnd):
             Kind.RESPONSE: self._on_response,
             Kind.CLAIM: self._on_claim,
         }
+        self._refusals, self._refusals_told_at = 0, -math.inf
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
@@ -119,8 +121,7 @@ class Gateway(TunnelEnd):
         self._endpoints = {peer: at for peer, at in self._endpoints.items() if peer in self._clients}
         return actions
 
-    # --- packets
-    # ----------------------------------------------------------------------------------------------
+    # --- packets --------------------------------------------------------------------------------------------
 
     def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -159,8 +160,7 @@ class Gateway(TunnelEnd):
             return []
         return [Send(self._lost_keys.notice(int.from_bytes(datagram[:4])), path)]
 
-    # --- key exchange: a client begins
-    # ------------------------------------------------------------------------
+    # --- key exchange: a client begins ----------------------------------------------------------------------
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -180,11 +180,17 @@ class Gateway(TunnelEnd):
         return actions
 
     def _refused(self, error: RemoteError, path: Path, now: float) -> list[Action]:
+        """Count a refusal, and tell of it unless the last such line is fresh: strangers can cause many."""
         self.drop(error.reason)
-        if not self._refusals.allows(now):
+        self._refusals += 1
+        if now < self._refusals_told_at + REFUSAL_INTERVAL:
             return []
+        more, self._refusals, self._refusals_told_at = self._refusals - 1, 0, now
+        message = "refused a key exchange from {endpoint}: {reason}"
         fields: dict[str, str | int | float | bool] = {"endpoint": str(path.remote), "reason": str(error)}
-        return [Event("refused a key exchange from {endpoint}: {reason}", fields)]
+        if more:
+            message, fields = message + " ({more} more before it)", {**fields, "more": more}
+        return [Event(message, fields)]
 
     def _accepting_context(self, request: AcceptRequest) -> NoiseAcceptor:
         return NoiseAcceptor(
@@ -249,8 +255,7 @@ class Gateway(TunnelEnd):
         self._calls.overtaken(peer)
         return []
 
-    # --- key exchange: this gateway calls (R12)
-    # ---------------------------------------------------------------
+    # --- key exchange: this gateway calls (R12) -------------------------------------------------------------
 
     def _call(self, packet: memoryview, destination: bytes, now: float) -> Sequence[Action]:
         client = self._client_of.get(destination)
@@ -295,8 +300,7 @@ class Gateway(TunnelEnd):
         self._open_pair(Session(context.peer, context.peer, path, inner_addresses, now), pair, now)
         return pair
 
-    # --- the life of a session
-    # --------------------------------------------------------------------------------
+    # --- the life of a session ------------------------------------------------------------------------------
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._unconfirmed.pop(pair, None)
@@ -316,7 +320,7 @@ class Gateway(TunnelEnd):
                 "peer": session.name,
                 "endpoint": str(pair.path.remote),
             }
-            actions.append(Event("session with client {peer} at {endpoint}", fields))
+            actions.append(Event("session with client {peer} at {endpoint} established", fields))
         return actions + self._send_waiting(session, self._calls.confirmed(session.peer, now), now)
 
     def _send_waiting(self, session: Session, packets: Iterable[bytes], now: float) -> list[Action]:
@@ -346,8 +350,7 @@ class Gateway(TunnelEnd):
         """See `rvpn.ipfilter.Gatekeeper`."""
         return self._roaming.strayed(session, path, now)
 
-    # --- status (X4, R14)
-    # -------------------------------------------------------------------------------------
+    # --- status (X4, R14) -----------------------------------------------------------------------------------
 
     def drain(self, draining: bool, now: float) -> list[Action]:
         """
@@ -378,8 +381,7 @@ class Gateway(TunnelEnd):
             actions += self._say(session, Kind.STATUS, now, self.fitness)
         return actions
 
-    # --- session control (DESIGN 6)
-    # ---------------------------------------------------------------------------
+    # --- session control (DESIGN 6) -------------------------------------------------------------------------
 
     def _on_heartbeat(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
         """Answer a heartbeat with an equal packet (R10), to where it came from, along which it came (R17)."""
@@ -423,8 +425,7 @@ class Gateway(TunnelEnd):
             raise RemoteError(DropReason.TOO_MANY_HEARTBEATS)
         return [Send(bytes(datagram), path)]
 
-    # --- status
-    # -----------------------------------------------------------------------------------------------
+    # --- status ---------------------------------------------------------------------------------------------
 
     def forget_keys(self, lost_keys: LostKeys, now: float) -> list[Action]:
         """Lose all keys at once, as a restart does, and go on as the next start (X3, R16)."""

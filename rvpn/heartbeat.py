@@ -119,8 +119,7 @@ class FailureDetector:
         self._only_answer_counts = self._hinted = self._late = False
         self._hinted_at = float("-inf")
 
-    # --- times
-    # ------------------------------------------------------------------------------------------------
+    # --- times ----------------------------------------------------------------------------------------------
 
     @property
     def response(self) -> float:
@@ -175,8 +174,7 @@ class FailureDetector:
             return None
         return self._answered_at + self._timing.confirm
 
-    # --- what happens
-    # -----------------------------------------------------------------------------------------
+    # --- what happens ---------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> Verdict:
         """Decide what is due."""

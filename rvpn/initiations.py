@@ -124,8 +124,7 @@ class Initiations:
         if initiation.timer is not None:
             initiation.timer.cancel()
 
-    # --- one exchange
-    # -----------------------------------------------------------------------------------------
+    # --- one exchange ---------------------------------------------------------------------------------------
 
     def _grant(self, initiation: _Initiation, now: float) -> list[Action]:
         context = initiation.exchange.context

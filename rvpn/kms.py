@@ -60,6 +60,8 @@ class KeyManagementService:
                 self._random.shuffle(order)
         for name in self._requests.keys() - self._order.keys():
             del self._requests[name]
+        for name, request in self._requests.items():
+            request.candidates = [gateway for gateway in self._order[name] if gateway != request.gateway]
 
     def order(self, cluster: str) -> Sequence[IPAddress]:
         """Return the cluster's gateways in the order in which they are searched (R1)."""
@@ -124,5 +126,5 @@ class KeyManagementService:
         _, last = self._backoff.get(cluster, (0.0, 0.0))
         delay = min(2 * last, BACKOFF_LAST) or BACKOFF_FIRST
         self._backoff[cluster] = (now + delay * (0.75 + 0.5 * self._random.random()), delay)
-        event = Event("no gateway of cluster {cluster} gives a key", {"cluster": cluster}, warning=True)
+        event = Event("no gateway of {cluster} gives a key", {"cluster": cluster}, warning=True)
         return [event, *self._requester.rejected(cluster, now)]

@@ -385,4 +385,4 @@ def _hard_limit(pair: SAPair) -> float:
 
 def ended(session: Session, reason: str) -> Event:
     """Return the log line of a session's end."""
-    return Event("the session with {peer} ended: {reason}", {"peer": session.name, "reason": reason})
+    return Event("session with {peer} ended: {reason}", {"peer": session.name, "reason": reason})

@@ -46,6 +46,11 @@ class Options(usage.Options):
             name = f"twistd {self.parent.subCommand}" if self.parent else "twistd"
             raise SystemExit(f"{name}: {error}; {name} --help tells more") from None
 
+    def parseArgs(self, *arguments: str) -> None:
+        """Refuse what is no option."""
+        if arguments:
+            raise usage.UsageError(f"found {arguments[0]}, expected --policy FILE")
+
     def postOptions(self) -> None:
         """Refuse to start without a policy."""
         if not self["policy"]:

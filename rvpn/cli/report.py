@@ -53,7 +53,7 @@ def text(status: Status) -> str:
 
 
 def explained(status: Status) -> str:
-    """Return the report with the bound that the policy promises for a failover, and what was measured (R7)."""
+    """Return the report, and with it what the policy promises of a failover and what was measured (R7)."""
     if status["role"] != "client":
         return text(status)
     promise = status["promise"]
@@ -62,7 +62,7 @@ def explained(status: Status) -> str:
     else:
         lines = [
             f"a failed gateway is left within {_seconds(promise['bound'])} of its last packet: "
-            f"{_seconds(promise['defer'])} of silence, then two heartbeats of {_seconds(promise['response'])} each"
+            f"{_seconds(promise['defer'])} of silence, two heartbeats, {_seconds(promise['response'])} each"
         ]
         if promise["mode"] == "DEFERRED":
             lines.append("the first heartbeat waits for a packet of yours (Heartbeat = DEFERRED)")

@@ -1,8 +1,7 @@
 """
 `rvpn lab demo`: the patent's Fig. 2 at work, and the proof that the outside sees ciphertext alone.
 
-    network, services, captures -> ping, HTTP and TCP to each target over IPv4 and IPv6 -> counts -> checks ->
-    report
+    network, services, captures -> ping, HTTP and TCP to each target -> counts -> checks -> report
 
 Everything is real: twistd processes, TUN devices, packets. What is printed has no control characters; the
 exit code is 0 if every check held.

@@ -2,13 +2,12 @@
 The process that holds the laboratory: PID 1 of its PID namespace, parent of every process in every node.
 
 `rvpn.lab.lab` starts it in new user (without root), mount, network and PID namespaces. It builds the network,
-says "ready", and then serves requests at `holder.sock` in the laboratory's directory: start a process in a
-node, signal it, wait for it, change the network, end. When it ends, however that happens, the kernel kills
-every process in its PID namespace, and the network namespaces go with their last user: nothing is mounted,
-named or left.
+says "ready", and then serves requests at `holder.sock` in the laboratory's directory. When it ends, however
+that happens, the kernel kills every process in its PID namespace, and the network namespaces go with their
+last user: nothing is mounted outside, named or left.
 
-    connection -> {"do": "start", ...} and three descriptors -> {"pid": n} ... {"exit": code} connection ->
-    {"do": "status" | "signal" | "wait" | "network" | "end", ...} -> one answer, or {"error": "..."}
+    {"do": "start", ...} and three descriptors -> {"pid": n} ... {"exit": code}
+    {"do": "status" | "signal" | "network" | "end", ...} -> one answer, or {"error": "..."}
 
 A process without a name belongs to the connection that started it and dies with it; a named one (a service)
 stays.
@@ -17,13 +16,14 @@ stays.
 import argparse
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -38,12 +38,12 @@ SOCKET = "holder.sock"
 
 @dataclass(slots=True)
 class Child:
-    """A process in a node, leader of its own session, and the connections that wait for its end."""
+    """A process in a node, leader of its own session, and the connection that asked for it."""
 
     name: str | None
     node: str
     process: subprocess.Popen[bytes]
-    waiters: list[socket.socket] = field(default_factory=list)
+    connection: socket.socket
 
     def signal(self, number: int) -> None:
         """Signal the whole session's process group."""
@@ -56,7 +56,6 @@ class Holder:
     def __init__(self, network: Network, listener: socket.socket) -> None:
         self._network = network
         self._children: dict[int, Child] = {}
-        self._owners: dict[socket.socket, Child] = {}
         self._selector = selectors.DefaultSelector()
         self._ended = False
         self._requests: dict[str, Callable[..., wire.Message]] = {
@@ -82,8 +81,14 @@ class Holder:
         self._ended = True
         return {}
 
+    def kill_all(self) -> None:
+        """Kill every process that was started here."""
+        for child in self._children.values():
+            with suppress(ProcessLookupError):
+                child.signal(signal.SIGKILL)
+
     def reap(self) -> None:
-        """Collect every process that ended, orphans too, and tell who waits for it."""
+        """Collect every process that ended, orphans too, and tell who started it."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -94,9 +99,7 @@ class Holder:
             child = self._children.pop(pid, None)
             if child is not None:
                 child.process.returncode = code = os.waitstatus_to_exitcode(status)
-                for waiter in child.waiters:
-                    self._owners.pop(waiter, None)
-                    self._answer(waiter, {"exit": code})
+                self._answer(child.connection, {"exit": code})
 
     # --- Connections -----------------------------------------------------------------------------
 
@@ -110,7 +113,7 @@ class Holder:
             request, descriptors = wire.receive(connection)
         except BlockingIOError:
             return
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError):
             self._close(connection)
             return
         try:
@@ -120,18 +123,14 @@ class Holder:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        if answer is not None:
-            self._answer(connection, answer)
+        self._answer(connection, answer)
 
     def _carry_out(
         self, connection: socket.socket, request: wire.Message, descriptors: list[int]
-    ) -> wire.Message | None:
+    ) -> wire.Message:
         what = request.pop("do")
         if what == "start":
             return self._start(connection, descriptors, **request)
-        if what == "wait":
-            self._find(**request).waiters.append(connection)
-            return None
         return self._requests[what](**request)
 
     def _answer(self, connection: socket.socket, answer: wire.Message) -> None:
@@ -141,13 +140,11 @@ class Holder:
             self._close(connection)
 
     def _close(self, connection: socket.socket) -> None:
-        """Forget a connection, and kill the process that belongs to it."""
-        child = self._owners.pop(connection, None)
-        if child is not None:
-            with suppress(ProcessLookupError):
-                child.signal(signal.SIGKILL)
-        for each in self._children.values():
-            each.waiters = [waiter for waiter in each.waiters if waiter is not connection]
+        """Close a connection, and kill the process that belongs to it."""
+        for child in self._children.values():
+            if child.connection is connection and child.name is None:
+                with suppress(ProcessLookupError):
+                    child.signal(signal.SIGKILL)
         if connection.fileno() != -1:
             self._selector.unregister(connection)
             connection.close()
@@ -173,10 +170,7 @@ class Holder:
             process = subprocess.Popen(
                 argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
             )
-        child = Child(name, node, process, [connection])
-        self._children[process.pid] = child
-        if name is None:
-            self._owners[connection] = child
+        self._children[process.pid] = Child(name, node, process, connection)
         return {"pid": process.pid}
 
     def _signal(self, process: int | str, number: int) -> wire.Message:
@@ -247,6 +241,7 @@ def main() -> None:
         parser.add_argument(number, type=int)
     parser.add_argument("--proxy-arp", action="store_true", help="inner addresses on the LAN")
     parser.add_argument("--detached", action="store_true", help="outlive the process that started this one")
+    parser.add_argument("--temporary", action="store_true", help="remove the directory in the end")
     chosen = parser.parse_args()
     os.umask(0o077)
     mount_tmpfs("/run")
@@ -260,6 +255,10 @@ def main() -> None:
             holder.watch(sys.stdin.fileno(), holder.end)
         wire.say_ready()
         holder.serve()
+    if chosen.temporary:
+        # Its owner may have died without a chance to do it.
+        holder.kill_all()
+        shutil.rmtree(chosen.directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """
-The process that impairs paths: packets come out of a TUN device in the router, and go back into it when it is
-time.
+The process that impairs paths: packets come out of a TUN device in the router, and go back when it is time.
 
     TUN -> NAT (out) -> NAT (in) -> Impairments -> heap -> TUN
 
 `rvpn.lab.network` diverts the client's paths into the device by interface, so what is written back follows
-the ordinary routes: addresses, hop limits, ICMP errors and path MTU stay true. Requests come as
-`rvpn.lab.wire` messages at `impairment.sock` in the laboratory's directory:
+the ordinary routes: addresses, ICMP errors and path MTU stay true, only the hop limit counts one router
+twice. Requests come as `rvpn.lab.wire` messages at `impairment.sock` in the laboratory's directory:
 
     {"do": "set", "paths": [[gateway address, "out" | "back"], ...], "impairment": {...}, "seed": n}
     {"do": "rebind"}   {"do": "clear"}   {"do": "status"}

@@ -59,7 +59,7 @@ class Lab:
         temporary = directory is None
         directory = Path(tempfile.mkdtemp(prefix="rvpn-lab-")) if directory is None else directory
         try:
-            parent = _start_holder(topology, directory, detached)
+            parent = _start_holder(topology, directory, detached, temporary)
         except BaseException:
             if temporary:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -231,15 +231,16 @@ def is_running(directory: Path) -> bool:
 # --- The holder's life -----------------------------------------------------------------------------
 
 
-def _start_holder(topology: Topology, directory: Path, detached: bool) -> Parent:
+def _start_holder(topology: Topology, directory: Path, detached: bool, temporary: bool) -> Parent:
     """Start the holder and return when the network is ready. Raises `LocalError`."""
     argv = [*requirements.unshare_command(), sys.executable, "-m", "rvpn.lab.holder", str(directory)]
     argv += map(str, (topology.family, topology.gateways, topology.targets))
-    argv += ["--proxy-arp"] if topology.proxy_arp else []
+    argv += ["--proxy-arp"] * topology.proxy_arp
+    argv += ["--detached"] * detached + ["--temporary"] * temporary
     log = directory / "holder.log"
     with log.open("wb") as errors:
         parent = subprocess.Popen(
-            [*argv, "--detached"] if detached else argv,
+            argv,
             stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -2,12 +2,10 @@
 Builds a `Topology` out of network namespaces, veth pairs and a bridge, and changes it while traffic flows.
 
 One netlink socket stays open in each namespace, so a change (a link down, a path cut) is one call of about a
-millisecond, made by the caller itself. The router's policy rules decide, in this order, what is cut, what
-goes through the impairment's TUN device, and where a route has a lower MTU; everything else follows the main
-table:
+millisecond, made by the caller itself. The router's policy rules decide, in this order, what is cut, where
+a route has a lower MTU, and what goes through the impairment's TUN device; all else follows the main table:
 
-    CUT: blackhole -> MTU_BACK: route with a locked MTU -> DIVERT: into the TUN -> MTU_OUT: as before -> main
-    table
+    CUT: blackhole -> MTU_BACK: a route with a locked MTU -> DIVERT: into the TUN -> MTU_OUT: as MTU_BACK
 
 What comes back out of the TUN device enters the router anew and is no longer diverted, because the rules name
 the interface that it came in by. The narrow place of a path lies between the NAT and the gateway, so that

@@ -1,7 +1,4 @@
-"""
-What the two ends of the laboratory's traffic agree on: ports, the header of a stream, and data made from a
-seed.
-"""
+"""What both ends of the laboratory's traffic know: ports, the header of a stream, data made from a seed."""
 
 import hashlib
 import random

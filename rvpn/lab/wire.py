@@ -1,9 +1,7 @@
 """
-Messages between the laboratory's processes: one JSON object in one packet of a Unix socket, descriptors
-beside it.
+Messages between the laboratory's processes: a JSON object in a packet of a Unix socket, and descriptors.
 
-Sockets are SOCK_SEQPACKET in a directory of mode 0700, so a message is whole or absent and its sender is
-ours.
+Sockets are SOCK_SEQPACKET in a directory of mode 0700: a message is whole or absent, and its sender is ours.
 """
 
 import json

@@ -87,8 +87,7 @@ class GatewayService(TunnelService[Gateway]):
         self._state.write(_STARTS, secret + start.to_bytes(8))
         return LostKeys(secret, start)
 
-    # --- the LAN side
-    # -----------------------------------------------------------------------------------------
+    # --- the LAN side ---------------------------------------------------------------------------------------
 
     def _watch_host(self, resources: ExitStack) -> None:
         policy = self._configuration.policy
@@ -147,8 +146,7 @@ class GatewayService(TunnelService[Gateway]):
             self._prober.send(action.target, action.sequence)
         return super()._carry_out(action)
 
-    # --- commands
-    # ---------------------------------------------------------------------------------------------
+    # --- commands -------------------------------------------------------------------------------------------
 
     @property
     def _commands(self) -> dict[str, Command]:

@@ -138,6 +138,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._watch_host(resources)
             self._control = ControlServer(str(config.control_socket), self._commands)
             self._control.start(self._reactor)
+            resources.callback(config.control_socket.unlink, missing_ok=True)
             self._resources = resources.pop_all()
         # Should twistd fail at something else, `stopService` is never called.
         atexit.register(self._resources.close)
@@ -332,5 +333,7 @@ def _occupy(role: Role) -> socket.socket:
         occupied.bind(f"\0rvpn {role.value}")
     except OSError:
         occupied.close()
-        raise LocalError(f"another rvpn {role.value} runs on this host, and there is room for one") from None
+        raise LocalError(
+            f"another rvpn {role.value} runs on this host; there can be one of each role"
+        ) from None
     return occupied

@@ -6,8 +6,10 @@ test of such a class is skipped, with the reason.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,17 @@ class Namespace:
                 kernel.link("set", ifname=interface, mtu=mtu, state="up")
 
     def address(self, interface: str, *addresses: str) -> None:
-        """Give the interface addresses in CIDR, usable at once."""
+        """Give the interface addresses in CIDR, and wait until the kernel receives for them."""
         with self.kernel() as kernel:
             (index,) = kernel.link_lookup(ifname=interface)
             for address in addresses:
                 kernel.addr("add", index=index, address=address, flags=0x02)  # IFA_F_NODAD
+            wanted = {str(ip_interface(address).ip) for address in addresses}
+            for _ in range(200):
+                if wanted <= {route.get("dst") for route in kernel.get_routes(table=255)}:
+                    return
+                time.sleep(0.005)
+            raise AssertionError(f"the kernel does not receive for all of {wanted}")
 
     def route(self, destination: str, gateway: str) -> None:
         """Add a route to a network in CIDR."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rvpn.errors import LocalError
 from rvpn.lab import holder, requirements, wire
+from rvpn.lab.faults import FAULTS
 from rvpn.lab.lab import Lab
 from tests.integration.lab_case import LabTestCase
 
@@ -19,6 +21,7 @@ PATIENCE = 10.0
 #: A process that owns a laboratory with a service in it, says where it is, and waits.
 OWNER = """
 import time
+from rvpn.lab.faults import FAULTS
 from rvpn.lab.lab import Lab
 with Lab.start() as lab:
     lab.spawn("client", ["sleep", "600"], name="client").close()
@@ -120,12 +123,13 @@ class LifeTests(LabTestCase):
         self.assertGone()
 
     def test_owner_killed(self) -> None:
-        """SIGKILL of the process that owns the laboratory ends everything, stubborn processes too."""
+        """SIGKILL of its owner ends a laboratory and its directory, stubborn processes too."""
         owner, directory = self.start_owner()
         self.observe(directory)
         self.assertGreaterEqual(len(self.processes), 3)
         owner.kill()
         self.assertGone()
+        self.assertFalse(directory.exists())
 
     def test_interrupted(self) -> None:
         """Ctrl-C at the process that owns it ends everything and removes the directory."""
@@ -242,7 +246,7 @@ class CommandTests(LabTestCase):
         self.rvpn("up", "--bare", "--gateways", "1", "--targets", "1")
         for arguments, words, code in (
             (("exec", "nowhere", "true"), "no node nowhere", 1),
-            (("exec", "client", "nosuchcommand"), "nosuchcommand: No such file", 1),
+            (("exec", "client", "nosuchcommand"), "nosuchcommand: ", 1),
             (("fault", "kill", "gateway7"), "no gateway gateway7", 1),
             (("fault", "kill", "gateway1"), "gateway1 is not running", 1),
             (("fault", "bore", "gateway1"), "invalid choice: 'bore'", 2),
@@ -253,6 +257,13 @@ class CommandTests(LabTestCase):
             self.assertEqual((done.returncode, done.stdout), (code, ""), done)
             self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
             self.assertIn(words, done.stderr)
+
+    def test_documented(self) -> None:
+        """The lab's page names every fault and every option of `impair`."""
+        page = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
+        options = set(re.findall(r"--[a-z]+", self.rvpn("impair", "--help").stdout)) - {"--help"}
+        for name in (*FAULTS, *options):
+            self.assertIn(f"`{name}", page)
 
     def test_nothing_runs(self) -> None:
         """Without a laboratory, commands say how to start one."""

@@ -19,6 +19,7 @@ from tests.unit.simulation import DELAY, INNER, TARGET, Host, Network, perfect, 
 
 OUT = udp_packet(INNER, TARGET, b"to the LAN")
 BACK = udp_packet(TARGET, INNER, b"to the client")
+GATEWAY = ip_address("198.51.100.21")
 ICMP = 1
 
 
@@ -82,13 +83,27 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(network.client.delivered[0][9], ICMP)
 
     def test_unknown_client(self) -> None:
-        """A client that the gateway's policy does not list gets no session."""
+        """A client that the gateway's policy does not list gets no session, and a hint in its log."""
         network = Network()
         network.gateways[0].node.reload(replace(network.gateway_policy, clients=()), network.now)
         network.send(network.client, OUT)
         network.run(5)
         self.assertEqual(len(network.client.node.cache), 0)
         self.assertIn("authentication-failed", drops(network.gateways[0], network))
+        self.assertIn("message said: authentication failed", " ".join(network.client.events))
+
+    def test_refusals_in_the_log(self) -> None:
+        """However many key exchanges a gateway refuses, its log has a line a second, which counts them."""
+        network = Network()
+        network.gateways[0].node.reload(replace(network.gateway_policy, clients=()), network.now)
+        for _ in range(300):
+            network.act(network.client, network.client.node.kms.renew(GATEWAY, network.now))
+            network.run(0.01)
+            network.act(network.client, network.client.node.kms.leave(GATEWAY, network.now))
+        refusals = [event for event in network.gateways[0].events if "refused a key exchange" in event]
+        self.assertEqual(len(refusals), 3)
+        self.assertNotIn("more", refusals[0])
+        self.assertRegex(refusals[1], r"from 192.0.2.1:4500: .* \([0-9]+ more before it\)$")
 
     def test_foreign_inner_address(self) -> None:
         """A client cannot get an inner address that the gateway's policy grants to nobody or to another."""
@@ -564,6 +579,21 @@ class ReloadTests(SynchronousTestCase):
         network.send(network.client, OUT)
         network.run(1)
         self.assertEqual(network.gateways[1].delivered, [OUT])
+
+    def test_gateway_gone_while_asked(self) -> None:
+        """R3: if a new policy lacks the gateway that is being asked, the next one is asked at once."""
+        network = Network(2, randomize_clusters=False)
+        network.gateways[0].alive = False
+        network.send(network.client, OUT)
+        network.run(0.5)
+        kept = Cluster("Cluster 1", network.client_policy.clusters[0].members[1:])
+        tunnel = replace(network.client_policy.tunnels[0], cluster=kept)
+        policy = replace(network.client_policy, clusters=(kept,), tunnels=(tunnel,))
+        network.act(network.client, network.client.node.reload(policy, network.now))
+        network.run(0.1)
+        network.send(network.client, OUT)
+        network.run(0.1)
+        self.assertEqual(network.gateways[1].delivered[-1], OUT)
 
     def test_client_gone(self) -> None:
         """A gateway closes the session of a client that its new policy does not list."""

@@ -1,0 +1,66 @@
+"""What the tunnel promises on a bad network, shown with real services in the laboratory."""
+
+import time
+
+from rvpn.constants import Role
+from rvpn.lab import faults, services
+from rvpn.lab.impairment import Impairment
+from rvpn.lab.lab import Lab
+from tests.integration.lab_case import LabTestCase
+
+MEBIBYTE = 1 << 20
+TARGET = "10.0.0.1"
+
+
+class TunnelTests(LabTestCase):
+    """One gateway, one target."""
+
+    def start(self, family: int = 4, **general: str) -> Lab:
+        """Return a laboratory with a session, and this in every [GENERAL]."""
+        lab = self.start_lab(family, gateways=1, targets=1)
+        services.configure(lab, {Role.CLIENT: general, Role.GATEWAY: general})
+        services.start_all(lab)
+        lab.serve_targets()
+        return lab
+
+    def received(self, lab: Lab) -> int:
+        """Return how many bytes the gateway took from the client."""
+        (session,) = services.ask_status(lab, "gateway1")["sessions"]
+        count: int = session["bytes_in"]
+        return count
+
+    def test_bad_path(self) -> None:
+        """64 MiB of random data arrive unchanged over a path that loses 2 %, reorders 5 % and doubles 2 %."""
+        lab = self.start()
+        faults.impair(lab, Impairment(loss=0.02, reorder=0.05, duplicate=0.02))
+        result = lab.traffic(
+            "client", "stream", TARGET, "--size", 64 * MEBIBYTE, "--timeout", 60, timeout=240
+        )
+        self.assertTrue(result["ok"], result)
+        (session,) = services.ask_status(lab, "gateway1")["sessions"]
+        self.assertGreater(session["packets_in"], 64 * MEBIBYTE // 1500)
+        self.assertGreater(services.ask_status(lab, "gateway1")["drops"].get("replayed", 0), 0)
+
+    def test_path_mtu(self) -> None:
+        """The path MTU falls to 1300 in the middle of a transfer: it completes, inside IPv4 and IPv6."""
+        for family in (4, 6):
+            lab = self.start(family)
+            for target in (TARGET, "fd00:10::1"):
+                transfer = lab.start_traffic(
+                    "client", "stream", target, "--size", 24 * MEBIBYTE, "--echo", "--timeout", 30
+                )
+                time.sleep(0.3)
+                before = self.received(lab)
+                faults.set_mtu(lab, 1300)
+                self.assertLess(0, before)
+                self.assertTrue(transfer.result(timeout=90)["ok"])
+                self.assertGreater(self.received(lab) - before, 12 * MEBIBYTE, "the MTU fell too late")
+                faults.clear(lab)
+            lab.close()
+
+    def test_rekey_every_second(self) -> None:
+        """Keys are renewed every second for 30 s under 200 pings a second: not one packet is lost."""
+        lab = self.start(KeyLifetime="1")
+        result = lab.traffic("client", "ping", TARGET, "--count", 6000, "--interval", 0.005, timeout=60)
+        self.assertEqual((result["sent"], result["lost"]), (6000, 0))
+        self.assertGreaterEqual(services.ask_status(lab, "client")["exchanges"]["established"], 30)
