@@ -70,10 +70,10 @@ class Initiations:
         return set(self._running)
 
     def begin(self, peer: Hashable, exchange: InitiatorExchange, path: Path, now: float) -> list[Action]:
-        """Send the first token of `exchange` along `path`."""
+        """Send the first token of `exchange` along `path`. Raises `LocalError` if it cannot be made."""
         initiation = _Initiation(peer, exchange, path, now + self._lifetime)
-        self._running[peer] = self._by_id[exchange.exchange_id] = initiation
         actions = _sends(initiation, exchange.start(now))
+        self._running[peer] = self._by_id[exchange.exchange_id] = initiation
         self._rearm(initiation)
         return actions
 
@@ -148,16 +148,14 @@ class Initiations:
 
     def _due(self, initiation: _Initiation, now: float) -> list[Action]:
         initiation.timer = None
-        exchange = initiation.exchange
-        if now >= initiation.expires_at:
-            exchange.advance(now)
-            unconfirmed = "its keys were never confirmed"
-            return self.give_up(
-                initiation.peer, unconfirmed if initiation.granted else exchange.failed or "no answer", now
-            )
+        peer, exchange, over = initiation.peer, initiation.exchange, now >= initiation.expires_at
         if initiation.granted:
+            if over:
+                return self.give_up(peer, "its keys were never confirmed", now)
             return self._confirm(initiation, now)
         actions = _sends(initiation, exchange.advance(now))
+        if over or exchange.failed:
+            return actions + self.give_up(peer, exchange.failed or "no answer", now)
         self._rearm(initiation)
         return actions
 
