@@ -481,6 +481,8 @@ class Client(TunnelEnd):
         """
 
         def look(now: float) -> list[Action]:
+            if pair.session is None or pair.session.sending is not pair:
+                return []
             worn = max(pair.outbound.packets, pair.inbound.window.highest) >= REKEY_PACKETS
             if worn or now >= renew_at:
                 return self.failover.liveness.when_active(pair, renew, now)
