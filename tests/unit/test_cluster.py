@@ -1,4 +1,4 @@
-"""Which gateway of a cluster is in use (R5), and what waits while none is (R2)."""
+"""Which gateways of a cluster come in question (R5, R8, X1), and what waits while none is in use (R2)."""
 
 from ipaddress import ip_address
 
@@ -7,12 +7,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.cluster import ClusterInUse
 from rvpn.constants import QUEUE_LENGTH, Mechanism
 from rvpn.interfaces import Endpoint, IPAddress, Path, PeerIdentity
+from rvpn.journal import Change
 from rvpn.policy.model import Cluster
+from rvpn.session_control import Status
 from rvpn.sessions import Session
 
 GATEWAYS = tuple(ip_address(f"198.51.100.{number}") for number in (21, 22, 23))
 #: The KMS's order, which need not be the policy's (R1).
 ORDER = (GATEWAYS[2], GATEWAYS[0], GATEWAYS[1])
+ASKED_AT = 10.0
 
 
 class ClusterInUseTests(SynchronousTestCase):
@@ -23,56 +26,87 @@ class ClusterInUseTests(SynchronousTestCase):
         self.cluster = ClusterInUse(Cluster("Cluster 1", GATEWAYS), ORDER)
 
     def connect(self, gateway: IPAddress) -> Session:
-        """Make a live session with a gateway."""
+        """Make a live session with a gateway, which was last heard before ASKED_AT."""
         peer = PeerIdentity(Mechanism.NOISE, "")
         self.sessions[gateway] = Session(gateway, peer, Path(Endpoint(gateway, 4500)), (), 0.0)
         return self.sessions[gateway]
 
-    def choose(self) -> IPAddress | None:
-        """Return the gateway that a packet would go to."""
-        session = self.cluster.choose(self.sessions.get)
-        return session.path.remote.address if session else None
+    def live(self) -> list[IPAddress]:
+        """Return the gateways that a packet could go to, the best first."""
+        return [session.gateway for session in self.cluster.live(self.sessions.get)]
 
-    def end(self, gateway: IPAddress) -> None:
-        """End the session with a gateway."""
-        self.sessions.pop(gateway).closed = True
+    def successor(self) -> IPAddress | None:
+        """Return the gateway to go on with after a failure."""
+        session = self.cluster.successor(self.sessions.get, ASKED_AT)
+        return session.gateway if session else None
 
     def test_none(self) -> None:
         """Without a session there is no choice."""
-        self.assertIsNone(self.choose())
-
-    def test_first_in_order(self) -> None:
-        """R5: of several live sessions the first in the cluster's order is taken."""
-        for gateway in GATEWAYS[:2]:
-            self.connect(gateway)
-        self.assertEqual(self.choose(), GATEWAYS[0])
-
-    def test_stays(self) -> None:
-        """R5: the gateway in use stays in use, though an earlier one gets a session, until its own ends."""
-        self.connect(GATEWAYS[1])
-        self.assertEqual(self.choose(), GATEWAYS[1])
-        self.connect(GATEWAYS[2])
-        self.assertEqual(self.choose(), GATEWAYS[1])
-        self.end(GATEWAYS[1])
-        self.assertEqual(self.choose(), GATEWAYS[2])
-        self.end(GATEWAYS[2])
-        self.assertIsNone(self.choose())
+        self.assertEqual((self.live(), self.successor()), ([], None))
 
     def test_foreign_session(self) -> None:
         """A session with a gateway of another cluster is not for this one."""
-        self.connect(ip_address("198.51.100.99"))
-        self.assertIsNone(self.choose())
+        stranger = ip_address("198.51.100.99")
+        self.connect(stranger)
+        self.assertEqual((self.live(), self.successor()), ([], None))
+        self.assertNotIn(stranger, self.cluster)
+
+    def test_first_in_order(self) -> None:
+        """R5: live sessions come in the cluster's order, and of equals the first is gone on with."""
+        for gateway in GATEWAYS:
+            self.connect(gateway)
+        self.assertEqual((self.live(), self.successor()), ([*ORDER], ORDER[0]))
+        del self.sessions[ORDER[0]]
+        self.assertEqual((self.live(), self.successor()), ([*ORDER[1:]], ORDER[1]))
+
+    def test_better_status(self) -> None:
+        """X4: one that is fit comes before one that is not, wherever it stands."""
+        self.connect(ORDER[0]).status = Status.DRAINING
+        self.connect(ORDER[2])
+        self.assertEqual(self.successor(), ORDER[2])
+
+    def test_proven_alive(self) -> None:
+        """X1: one that gave a sign of life since it was asked comes before all that did not."""
+        for gateway in GATEWAYS:
+            self.connect(gateway)
+        alive = self.sessions[ORDER[2]]
+        alive.status = Status.DRAINING
+        alive.heard(ASKED_AT)
+        self.assertEqual(self.successor(), ORDER[2])
+
+    def test_standbys(self) -> None:
+        """X1: the next gateways after the one in use, cyclically, and never that one itself."""
+        self.assertEqual(self.cluster.standbys(2), [])
+        for rank, gateway in enumerate(ORDER):
+            self.cluster.in_use = self.connect(gateway)
+            self.assertEqual(self.cluster.rank(self.cluster.in_use), rank)
+            cyclic = [*ORDER[rank + 1 :], *ORDER[:rank]]
+            self.assertEqual([self.cluster.standbys(count) for count in (0, 1, 9)], [[], cyclic[:1], cyclic])
 
     def test_taken_over(self) -> None:
         """R1: a policy read again moves neither the gateway in use nor the packets that wait."""
-        self.connect(GATEWAYS[1])
-        self.choose()
+        self.cluster.in_use = session = self.connect(GATEWAYS[1])
         self.cluster.wait(b"packet")
-        before, self.cluster = self.cluster, ClusterInUse(self.cluster.cluster, GATEWAYS)
-        self.cluster.take_over(before)
-        self.connect(GATEWAYS[0])
-        self.assertEqual(self.choose(), GATEWAYS[1])
-        self.assertEqual(self.cluster.take_waiting(), [b"packet"])
+        again = ClusterInUse(self.cluster.cluster, GATEWAYS)
+        self.assertTrue(again.take_over(self.cluster))
+        self.assertIs(again.in_use, session)
+        self.assertEqual(again.take_waiting(), [b"packet"])
+
+    def test_vacancy_taken_over(self) -> None:
+        """A cluster that lacks a gateway still lacks one, since then, when the policy has been read again."""
+        self.cluster.vacancy, self.cluster.vacant_since = Change(0.0, "Cluster 1", None, None, ""), 5.0
+        again = ClusterInUse(self.cluster.cluster, GATEWAYS)
+        self.assertTrue(again.take_over(self.cluster))
+        self.assertEqual((again.vacancy, again.vacant_since), (self.cluster.vacancy, 5.0))
+
+    def test_not_taken_over(self) -> None:
+        """A gateway that the new policy's cluster lacks is in use no longer; the packets wait on."""
+        self.cluster.in_use = self.connect(GATEWAYS[1])
+        self.cluster.wait(b"packet")
+        again = ClusterInUse(Cluster("Cluster 1", GATEWAYS[:1]), GATEWAYS[:1])
+        self.assertFalse(again.take_over(self.cluster))
+        self.assertIsNone(again.in_use)
+        self.assertEqual(again.take_waiting(), [b"packet"])
 
     def test_queue(self) -> None:
         """R2: packets wait in their order, the oldest goes when there are too many, and taking empties."""
