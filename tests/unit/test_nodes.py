@@ -2,6 +2,7 @@
 A client and gateways, joined in memory: sessions, rekeying, refusals, and what R1 to R5 and R13 ask of them.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -10,9 +11,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.constants import KEY_EXCHANGE_MARKER, QUEUE_LENGTH, Role, TransformID
+from rvpn.constants import KEY_EXCHANGE_MARKER, QUEUE_LENGTH, Mechanism, Role, TransformID
 from rvpn.errors import DropReason
-from rvpn.interfaces import Endpoint
+from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.packet import inspect
 from rvpn.policy.model import Cluster, Tunnel
 from tests.unit.simulation import DELAY, INNER, TARGET, Host, Network, perfect, udp_packet
@@ -97,9 +98,11 @@ class SessionTests(SynchronousTestCase):
         network = Network()
         network.gateways[0].node.reload(replace(network.gateway_policy, clients=()), network.now)
         for _ in range(300):
-            network.act(network.client, network.client.node.kms.renew(GATEWAY, network.now))
+            network.act(network.client, network.client.node.authenticate(GATEWAY, network.now))
             network.run(0.01)
-            network.act(network.client, network.client.node.kms.leave(GATEWAY, network.now))
+            network.act(
+                network.client, network.client.node.unreachable(network.gateways[0].endpoint, network.now)
+            )
         refusals = [event for event in network.gateways[0].events if "refused a key exchange" in event]
         self.assertEqual(len(refusals), 3)
         self.assertNotIn("more", refusals[0])
@@ -515,6 +518,21 @@ class KeyRequestTests(SynchronousTestCase):
         self.assertEqual(network.client.delivered, [BACK])
         self.assertEqual(gateway_of(network), "198.51.100.21")
 
+    def test_stays_in_use(self) -> None:
+        """R5: the gateway in use stays so, though an earlier one gets a session, until its own ends."""
+        network = Network(2, randomize_clusters=False)
+        earlier, later = (host.endpoint.address for host in network.gateways)
+        for address in later, earlier:
+            network.act(network.client, network.client.node.authenticate(address, network.now))
+            network.run(1)
+            network.send(network.client, OUT)
+            network.run(1)
+            self.assertEqual(gateway_of(network), str(later))
+        for host, then in zip(reversed(network.gateways), (str(earlier), None), strict=True):
+            network.act(host, host.node.close(network.now))
+            network.run(1)
+            self.assertEqual(gateway_of(network), then)
+
     def test_first_live_session_in_order(self) -> None:
         """R5: of several live sessions the first in the cluster's order is taken."""
         network = Network(3, randomize_clusters=False)
@@ -538,6 +556,19 @@ class KeyRequestTests(SynchronousTestCase):
         network.run(0.1)
         self.assertEqual(network.gateways[1].delivered, [OUT])
         self.assertIn("no key for it in [PEERS]", " ".join(network.client.events))
+
+    def test_impossible_gateway_key(self) -> None:
+        """A gateway whose key in [PEERS] is impossible gives no session, and a line in the log each time."""
+        network = Network(1)
+        (address,) = network.client_policy.clusters[0].members
+        peers = {address: PeerIdentity(Mechanism.NOISE, b64encode(bytes(32)).decode())}
+        network.client.node.reload(replace(network.client_policy, peers=peers), network.now)
+        for _ in range(2):
+            network.send(network.client, OUT)
+            network.run(2)
+        self.assertEqual(network.client.node.status(network.now)["exchanges"]["failed"], 2)
+        self.assertEqual(len([event for event in network.client.events if "cannot be anybody's" in event]), 2)
+        self.assertEqual([packet[20] for packet in network.client.delivered], [3, 3])
 
     def test_wrong_gateway_key(self) -> None:
         """A gateway that does not have the key of the policy gives no session."""
@@ -594,6 +625,21 @@ class ReloadTests(SynchronousTestCase):
         network.send(network.client, OUT)
         network.run(0.1)
         self.assertEqual(network.gateways[1].delivered[-1], OUT)
+
+    def test_rekey_with_gateway_gone(self) -> None:
+        """An exchange with a gateway that a new policy lacks ends, though nobody waits for it."""
+        network = Network(2, randomize_clusters=False)
+        network.gateways[0].alive = False
+        network.act(network.client, network.client.node.authenticate(GATEWAY, network.now))
+        kept = Cluster("Cluster 1", network.client_policy.clusters[0].members[1:])
+        tunnel = replace(network.client_policy.tunnels[0], cluster=kept)
+        policy = replace(network.client_policy, clusters=(kept,), tunnels=(tunnel,))
+        network.act(network.client, network.client.node.reload(policy, network.now))
+        exchanges = network.client.node.status(network.now)["exchanges"]
+        self.assertEqual(exchanges, {"running": 0, "established": 0, "failed": 1})
+        network.sent.clear()
+        network.run(10)
+        self.assertEqual(network.sent, [])
 
     def test_client_gone(self) -> None:
         """A gateway closes the session of a client that its new policy does not list."""
