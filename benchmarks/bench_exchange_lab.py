@@ -104,6 +104,7 @@ class Initiator:
             (inner_address(number),),
             random.SystemRandom(),
             lambda: self.clock(),
+            time.monotonic(),
         )
         self._received, self._opened = DatagramBatch(2048), PacketBatch(2048)
         self._begun = 0.0
@@ -115,7 +116,7 @@ class Initiator:
         self.outcome, self._cookie = None, False
         self._ended_before = self._ended
         self._begun = time.monotonic()
-        self._send(self._client.kms.renew(self._path.remote.address, self._begun))
+        self._send(self._client.authenticate(self._path.remote.address, self._begun))
 
     def receive(self) -> None:
         """Take a datagram that has arrived."""
