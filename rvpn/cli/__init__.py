@@ -11,22 +11,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from rvpn import __version__
+from rvpn.arguments import Parser
 from rvpn.cli import keys, policy, service
 from rvpn.cli.subcommand import complain
 from rvpn.errors import LocalError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, and answers wrong arguments with one line instead of the usage."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help tells more\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser(
+    parser = Parser(
         prog="rvpn",
         description="The VPN that survives the death of its gateways.",
         epilog="To start the services: twistd rvpn-client --help, twistd rvpn-gateway --help.",

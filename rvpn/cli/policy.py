@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from rvpn import keyfile
+from rvpn import keyfile, policyfile
 from rvpn.cli.subcommand import Subparsers
 from rvpn.errors import LocalError
-from rvpn.policy import Diagnostic, Policy, Severity, check
+from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, check
 from rvpn.policy.grammar import read
 
 
@@ -39,9 +38,9 @@ def _check(options: argparse.Namespace) -> int:
 def _diagnose(filename: str) -> list[Diagnostic]:
     """Return what is wrong with a policy file and the key files it names, in the order of the lines."""
     try:
-        text = Path(filename).read_bytes()
-    except OSError as error:
-        return [Diagnostic(filename, 1, Severity.ERROR, f"cannot read this file: {error.strerror}")]
+        text = policyfile.read(filename)
+    except PolicyError as error:
+        return list(error.diagnostics)
     policy, diagnostics = check(text, filename)
     if policy is not None:
         lines = read(text, filename).lines

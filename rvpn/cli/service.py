@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rvpn import __version__, keyfile
+from rvpn import __version__, keyfile, policyfile
 from rvpn.cli import report
 from rvpn.cli.control_client import ask
 from rvpn.cli.subcommand import Subparsers, complain
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, Role
 from rvpn.errors import LocalError
-from rvpn.policy import Policy, load
+from rvpn.policy import load
 
 #: Seconds that a service may take; reading a policy of thousands of entries is not done in a moment.
 STATUS_TIME, RELOAD_TIME = 5.0, 30.0
@@ -124,7 +124,7 @@ def _sockets(options: argparse.Namespace) -> list[str]:
     if options.socket:
         return [options.socket]
     if options.policy:
-        named = _read_policy(options.policy).control_socket
+        named = load(policyfile.read(options.policy), options.policy).control_socket
         if named:
             return [keyfile.beside(options.policy, named)]
     defaults = [DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in Role]
@@ -132,10 +132,3 @@ def _sockets(options: argparse.Namespace) -> list[str]:
     if not existing:
         raise LocalError(f"no service runs here: neither {' nor '.join(defaults)} exists")
     return existing
-
-
-def _read_policy(filename: str) -> Policy:
-    try:
-        return load(Path(filename).read_bytes(), filename)
-    except OSError as error:
-        raise LocalError(f"{filename}: cannot read this policy: {error.strerror}") from None

@@ -4,8 +4,10 @@ import argparse
 import sys
 from typing import TypeAlias
 
+from rvpn.arguments import Parser
+
 #: What `register` takes; argparse gives it no public name.
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001
 
 
 def complain(fault: Exception | str) -> None:

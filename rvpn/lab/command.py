@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rvpn.cli.subcommand import Subparsers
@@ -24,7 +25,7 @@ from rvpn.lab.demo import demonstrate
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.lab import Lab, default_directory, fresh_directory
 from rvpn.lab.report import say, table
-from rvpn.lab.topology import BACK, BOTH, OUT, Topology
+from rvpn.lab.topology import BACK, BOTH, MAX_NODES, OUT, Topology
 
 _DIRECTIONS = {OUT: (OUT,), BACK: (BACK,), "both": BOTH}
 _INTERRUPT_TIME = 5.0
@@ -57,8 +58,8 @@ def register(commands: Subparsers) -> None:
 def _register_life(parsers: Subparsers) -> None:
     up = parsers.add_parser("up", help="build the lab, start the services, leave it running")
     _add_family(up)
-    up.add_argument("--gateways", type=int, default=3, metavar="N", help="how many (default: 3)")
-    up.add_argument("--targets", type=int, default=3, metavar="N", help="how many (default: 3)")
+    up.add_argument("--gateways", type=_number, default=3, metavar="N", help="how many (default: 3)")
+    up.add_argument("--targets", type=_number, default=3, metavar="N", help="how many (default: 3)")
     up.add_argument(
         "--presence",
         choices=("none", "proxy-arp"),
@@ -77,8 +78,9 @@ def _register_life(parsers: Subparsers) -> None:
         help="run a command in a node",
         description="Run a command in a node, as its root; the exit code is the command's.",
     )
-    execute.add_argument("node", help="client, router, lan, gateway1, target1, ...")
-    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its arguments")
+    execute.add_argument("node", metavar="NODE", help="client, router, lan, gateway1, target1, ...")
+    execute.add_argument("command", metavar="COMMAND", help="what to run there")
+    execute.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="what to give it")
     execute.set_defaults(run=_exec)
     follow = parsers.add_parser(
         "follow",
@@ -98,7 +100,7 @@ def _register_trouble(parsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fault.add_argument("fault", choices=faults.FAULTS, metavar="FAULT", help="one of the above")
-    fault.add_argument("gateway", help="gateway1, gateway2, ...")
+    fault.add_argument("gateway", metavar="GATEWAY", help="gateway1, gateway2, ...")
     fault.set_defaults(run=_fault)
     impair = parsers.add_parser(
         "impair",
@@ -106,17 +108,17 @@ def _register_trouble(parsers: Subparsers) -> None:
         description="Impair the paths between client and gateways. What is set replaces what was set before "
         "for these paths and directions.",
     )
-    impair.add_argument("--delay", type=float, default=0.0, metavar="MS", help="one way, in milliseconds")
-    impair.add_argument("--jitter", type=float, default=0.0, metavar="MS", help="so much more at most")
+    impair.add_argument("--delay", type=_time, default=0.0, metavar="MS", help="one way, in milliseconds")
+    impair.add_argument("--jitter", type=_time, default=0.0, metavar="MS", help="so much more at most")
     for name in ("loss", "reorder", "duplicate"):
         impair.add_argument(
-            f"--{name}", type=float, default=0.0, metavar="PERCENT", help=f"{name} in percent"
+            f"--{name}", type=_percentage, default=0.0, metavar="PERCENT", help=f"{name} in percent"
         )
     impair.add_argument("--direction", choices=_DIRECTIONS, default="both", help="seen from the client")
     impair.add_argument(
         "--gateway", action="append", metavar="NAME", help="only this one's path; may be repeated"
     )
-    impair.add_argument("--seed", type=int, default=1, help="of the random numbers (default: 1)")
+    impair.add_argument("--seed", type=int, default=1, metavar="N", help="of the random numbers (default: 1)")
     impair.add_argument("--mtu", type=int, metavar="BYTES", help="the largest packet that passes")
     impair.add_argument(
         "--nat", action="store_true", help="client behind a NAT; again: other address and ports"
@@ -135,6 +137,30 @@ def _add_family(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _number(text: str) -> int:
+    """Take how many gateways or targets there are to be."""
+    if text.isdecimal() and 1 <= int(text) <= MAX_NODES:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 1 to {MAX_NODES}")
+
+
+def _time(text: str) -> float:
+    """Take milliseconds."""
+    return _limited(text, sys.float_info.max, "a number of at least 0")
+
+
+def _percentage(text: str) -> float:
+    """Take a probability."""
+    return _limited(text, 100, "a number from 0 to 100")
+
+
+def _limited(text: str, maximum: float, expected: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= maximum:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+
+
 def _fault_rows() -> Iterator[Sequence[str]]:
     for name, fault in faults.FAULTS.items():
         yield "", name, fault.words, f"undone by {fault.undo}" if fault.undo else ""
@@ -144,11 +170,7 @@ def _fault_rows() -> Iterator[Sequence[str]]:
 
 
 def _up(options: argparse.Namespace) -> int:
-    try:
-        proxy_arp = options.presence == "proxy-arp"
-        topology = Topology(options.family, options.gateways, options.targets, proxy_arp)
-    except ValueError as error:
-        raise LocalError(str(error)) from None
+    topology = Topology(options.family, options.gateways, options.targets, options.presence == "proxy-arp")
     lab = Lab.start(topology, fresh_directory(), detached=True)
     try:
         if not options.bare:
@@ -204,10 +226,9 @@ def _words(things: Sequence[object]) -> str:
 
 
 def _exec(options: argparse.Namespace) -> int:
-    if not options.argv:
-        raise LocalError("expected a command to run in the node")
+    argv = [options.command, *options.arguments]
     files = (sys.stdin.fileno(), sys.stdout.fileno(), sys.stderr.fileno())
-    with _attach().spawn(options.node, options.argv, files, cwd=str(Path.cwd()), env=os.environ) as process:
+    with _attach().spawn(options.node, argv, files, cwd=str(Path.cwd()), env=os.environ) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -237,16 +258,13 @@ def _impair(options: argparse.Namespace) -> int:
     _check_gateways(lab, options.gateway or ())
     if options.clear:
         faults.clear(lab)
-    try:
-        impairment = Impairment(
-            options.delay / 1000,
-            options.jitter / 1000,
-            options.loss / 100,
-            options.reorder / 100,
-            options.duplicate / 100,
-        )
-    except ValueError as error:
-        raise LocalError(str(error)) from None
+    impairment = Impairment(
+        options.delay / 1000,
+        options.jitter / 1000,
+        options.loss / 100,
+        options.reorder / 100,
+        options.duplicate / 100,
+    )
     if impairment != Impairment() or not (options.clear or options.nat or options.mtu):
         faults.impair(lab, impairment, options.gateway, _DIRECTIONS[options.direction], options.seed)
     if options.mtu:

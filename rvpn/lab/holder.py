@@ -13,7 +13,6 @@ A process without a name belongs to the connection that started it and dies with
 stays.
 """
 
-import argparse
 import os
 import selectors
 import shutil
@@ -28,6 +27,7 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from rvpn.arguments import Parser
 from rvpn.lab import wire
 from rvpn.lab.namespaces import mount_tmpfs
 from rvpn.lab.network import Network
@@ -235,17 +235,21 @@ def _watch_children(holder: Holder) -> None:
 
 def main() -> None:
     """Build the network, say that it is ready, serve."""
-    parser = argparse.ArgumentParser(prog="python -m rvpn.lab.holder")
-    parser.add_argument("directory", type=Path)
+    parser = Parser(prog="python -m rvpn.lab.holder")
+    parser.add_argument("directory", type=Path, metavar="DIRECTORY")
     for number in ("family", "gateways", "targets"):
-        parser.add_argument(number, type=int)
+        parser.add_argument(number, type=int, metavar=number.upper())
     parser.add_argument("--proxy-arp", action="store_true", help="inner addresses on the LAN")
     parser.add_argument("--detached", action="store_true", help="outlive the process that started this one")
     parser.add_argument("--temporary", action="store_true", help="remove the directory in the end")
     chosen = parser.parse_args()
+    try:
+        topology = Topology(chosen.family, chosen.gateways, chosen.targets, chosen.proxy_arp)
+    except ValueError as error:
+        parser.error(str(error))
     os.umask(0o077)
     mount_tmpfs("/run")
-    network = Network(Topology(chosen.family, chosen.gateways, chosen.targets, chosen.proxy_arp))
+    network = Network(topology)
     with wire.listen(chosen.directory / SOCKET) as listener:
         holder = Holder(network, listener)
         signal.signal(signal.SIGTERM, lambda _number, _frame: holder.end())

@@ -11,7 +11,6 @@ twice. Requests come as `rvpn.lab.wire` messages at `impairment.sock` in the lab
     {"do": "rebind"}   {"do": "clear"}   {"do": "status"}
 """
 
-import argparse
 import fcntl
 import os
 import select
@@ -24,6 +23,7 @@ from pathlib import Path
 from random import Random
 from struct import pack
 
+from rvpn.arguments import Parser
 from rvpn.lab import wire
 from rvpn.lab.impairment import Impairment, Impairments
 from rvpn.lab.nat import Nat
@@ -153,9 +153,9 @@ class Impairer:
 
 def main() -> None:
     """Make the device, say that it is there, move packets until killed."""
-    parser = argparse.ArgumentParser(prog="python -m rvpn.lab.impair")
-    parser.add_argument("directory", type=Path, help="the laboratory's")
-    parser.add_argument("client", type=ip_address, help="the client's outer address")
+    parser = Parser(prog="python -m rvpn.lab.impair")
+    parser.add_argument("directory", type=Path, metavar="DIRECTORY", help="the laboratory's")
+    parser.add_argument("client", type=ip_address, metavar="ADDRESS", help="the client's outer address")
     chosen = parser.parse_args()
     with wire.listen(chosen.directory / SOCKET) as listener:
         impairer = Impairer(open_tun(), chosen.client, listener)

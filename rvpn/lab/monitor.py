@@ -10,7 +10,6 @@ Each says "ready" and goes on until it is killed. A record (`rvpn.lab.records`) 
 the file can be read at any time. It is meant to run inside a node of the laboratory, as its root.
 """
 
-import argparse
 import itertools
 import select
 import socket
@@ -21,6 +20,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import BinaryIO
 
+from rvpn.arguments import Parser
 from rvpn.interfaces import IPAddress
 from rvpn.lab import wire
 from rvpn.lab.echo import STAMP, EchoSocket
@@ -162,7 +162,7 @@ class Transfer:
 
 def main() -> None:
     """Run one tool until this process is killed."""
-    parser = argparse.ArgumentParser(prog="python -m rvpn.lab.monitor")
+    parser = Parser(prog="python -m rvpn.lab.monitor")
     parser.add_argument("tool", choices=("ping", "transfer", "send", "receive"))
     parser.add_argument("address", type=ip_address)
     parser.add_argument("file", type=Path, nargs="?", default="/dev/null", help="for the records")

@@ -6,7 +6,6 @@ writes {"counts": {kind: {"packets", "bytes"}}, "missed": frames that found the 
 and ends.
 """
 
-import argparse
 import json
 import mmap
 import select
@@ -16,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from struct import Struct
 
+from rvpn.arguments import Parser
 from rvpn.constants import DEFAULT_PORT
 from rvpn.lab import wire
 from rvpn.lab.classify import Classifier, Kind
@@ -99,12 +99,14 @@ def sniff(ring: Ring, classifier: Classifier, writer: PcapWriter) -> dict[str, o
 
 def main() -> None:
     """Capture one interface of this namespace."""
-    parser = argparse.ArgumentParser(prog="python -m rvpn.lab.sniffer")
-    parser.add_argument("interface")
-    parser.add_argument("result", type=Path, help="file for the counts")
-    parser.add_argument("pcap", type=Path, help="capture file")
-    parser.add_argument("inner", type=ip_address, nargs="+", help="the client's inner addresses")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="the tunnel's UDP port")
+    parser = Parser(prog="python -m rvpn.lab.sniffer")
+    parser.add_argument("interface", metavar="INTERFACE")
+    parser.add_argument("result", type=Path, metavar="RESULT", help="file for the counts")
+    parser.add_argument("pcap", type=Path, metavar="PCAP", help="capture file")
+    parser.add_argument(
+        "inner", type=ip_address, nargs="+", metavar="ADDRESS", help="the client's inner addresses"
+    )
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, metavar="N", help="the tunnel's UDP port")
     chosen = parser.parse_args()
     ring = Ring(chosen.interface)
     with chosen.pcap.open("wb") as file:

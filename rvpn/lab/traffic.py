@@ -26,6 +26,7 @@ from contextlib import closing
 from ipaddress import ip_address
 from typing import Any
 
+from rvpn.arguments import Parser
 from rvpn.interfaces import IPAddress
 from rvpn.lab.echo import STAMP, EchoSocket
 from rvpn.lab.payload import BLOCK, ECHO_PORT, HTTP_PORT, STREAM_HEADER, blocks, digest, receive_exactly
@@ -242,23 +243,23 @@ _PROBES: dict[str, type[Pinger] | type[UDPStream]] = {"ping": Pinger, "udp": UDP
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m rvpn.lab.traffic", description="Traffic for the laboratory."
-    )
-    tools = parser.add_subparsers(dest="tool", required=True)
+    parser = Parser(prog="python -m rvpn.lab.traffic", description="Traffic for the laboratory.")
+    tools = parser.add_subparsers(dest="tool", metavar="TOOL", required=True)
     for name, help_text in (("ping", "ICMP echo"), ("udp", "numbered datagrams, echoed")):
         tool = tools.add_parser(name, help=help_text)
-        tool.add_argument("address", type=ip_address)
-        tool.add_argument("--count", type=int, default=5)
-        tool.add_argument("--interval", type=float, default=0.2, help="seconds between packets")
-        tool.add_argument("--size", type=int, default=56, help="bytes of payload")
-        tool.add_argument("--wait", type=float, default=1.0, help="seconds to wait for the last answers")
+        tool.add_argument("address", type=ip_address, metavar="ADDRESS")
+        tool.add_argument("--count", type=int, default=5, metavar="N")
+        tool.add_argument("--interval", type=float, default=0.2, metavar="S", help="seconds between packets")
+        tool.add_argument("--size", type=int, default=56, metavar="BYTES", help="bytes of payload")
+        tool.add_argument(
+            "--wait", type=float, default=1.0, metavar="S", help="seconds to wait for the last answers"
+        )
     for name, help_text in (("fetch", "a file over HTTP"), ("stream", "random data over TCP")):
         tool = tools.add_parser(name, help=help_text)
-        tool.add_argument("address", type=ip_address)
-        tool.add_argument("--size", type=int, default=1 << 20, help="bytes")
-        tool.add_argument("--seed", type=int, default=1, help="which random data")
-        tool.add_argument("--timeout", type=float, default=30.0, help="seconds without progress")
+        tool.add_argument("address", type=ip_address, metavar="ADDRESS")
+        tool.add_argument("--size", type=int, default=1 << 20, metavar="BYTES", help="bytes")
+        tool.add_argument("--seed", type=int, default=1, metavar="N", help="which random data")
+        tool.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds without progress")
         if name == "stream":
             tool.add_argument("--echo", action="store_true", help="have the data sent back too")
     return parser.parse_args(words)

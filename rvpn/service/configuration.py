@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from rvpn import keyfile
+from rvpn import keyfile, policyfile
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY, Role
-from rvpn.errors import LocalError
 from rvpn.node import Credentials
 from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, grammar
 
@@ -68,11 +67,7 @@ def read(file: Path, role: Role) -> Configuration:
 
 
 def _read_policy(file: Path, role: Role) -> Policy:
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise LocalError(f"{file}: cannot read the policy: {error.strerror}") from None
-    reading = grammar.read(text, str(file))
+    reading = grammar.read(policyfile.read(file), str(file))
     if errors := reading.errors or list(_missing(reading, role)):
         raise PolicyError(errors)
     return reading.policy

@@ -46,7 +46,8 @@ class RefusalTests(NodesTestCase):
     def test_missing_policy(self) -> None:
         """A policy that is not there, or no file at all."""
         self.assertEqual(
-            self.refusal(self.client), "/node.policy: cannot read the policy: No such file or directory"
+            self.refusal(self.client),
+            "/node.policy:1: error: cannot read this file: No such file or directory",
         )
         self.client.file.mkdir()
         self.assertIn("Is a directory", self.refusal(self.client))
@@ -178,7 +179,12 @@ class ProcessTests(NodesTestCase):
             (*front, "rvpn-client"): "twistd rvpn-client: expected --policy FILE; .* --help tells more\n",
             (*front, "rvpn-gateway", "--polcy"): "twistd rvpn-gateway: option --polcy not recognized; .*\n",
             (*front, "rvpn-client", "--policy", str(faulty)): "(rvpn client: .*:[23]: error: .*\n){2}",
-            (*back, "rvpn-gateway", "--policy", "no.policy"): "rvpn gateway: .*no.policy: cannot read .*\n",
+            (
+                *back,
+                "rvpn-gateway",
+                "--policy",
+                "no.policy",
+            ): "rvpn gateway: .*no.policy:1: error: cannot .*\n",
             (*front, *as_client, "--json-log", "/no/log"): "rvpn client: /no/log: cannot open the log: .*\n",
             (
                 "setpriv",

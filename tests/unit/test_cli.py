@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import __version__, keyfile
+from rvpn import __version__, keyfile, policyfile
 from rvpn.cli import main, report, service
 from rvpn.errors import LocalError
+from rvpn.lab import holder, impair, sniffer, traffic
 
 SESSION = {
     "peer": b64encode(bytes(32)).decode(),
@@ -76,10 +78,15 @@ class Outcome(NamedTuple):
 
 def rvpn(*arguments: str) -> Outcome:
     """Run the command in this process."""
+    return run(lambda: main(arguments))
+
+
+def run(program: Callable[[], int | None]) -> Outcome:
+    """Run the `main` of a program in this process."""
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = main(arguments)
+            code = program() or 0
         except SystemExit as end:  # how argparse leaves
             code = int(end.code or 0)
     return Outcome(code, out.getvalue(), err.getvalue())
@@ -115,6 +122,24 @@ class ArgumentTests(SynchronousTestCase):
             self.assertEqual((outcome.code, outcome.out), (2, ""))
             self.assertRegex(outcome.err, r"\Arvpn.*: error: [^\n]*; rvpn.* --help tells more\n\Z")
             self.assertIn(fault, outcome.err)
+
+    def test_wrong_arguments_for_the_lab(self) -> None:
+        """So it is with the lab's commands, before they look for a lab, and with its tools."""
+        for arguments, fault in (
+            (("exec", "client"), "COMMAND"),
+            (("up", "--gateways", "0"), "found '0', expected a number from 1 to 20"),
+            (("impair", "--loss", "200"), "found '200', expected a number from 0 to 100"),
+            (("impair", "--delay", "nan"), "found 'nan', expected a number of at least 0"),
+        ):
+            outcome = rvpn("lab", *arguments)
+            self.assertEqual((outcome.code, outcome.out), (2, ""))
+            self.assertRegex(outcome.err, r"\Arvpn lab [^\n]*; rvpn.* --help tells more\n\Z")
+            self.assertIn(fault, outcome.err)
+        for tool in traffic, holder, impair, sniffer:
+            self.patch(sys, "argv", ["tool", "--dance"])
+            outcome = run(tool.main)
+            self.assertEqual((outcome.code, outcome.out), (2, ""))
+            self.assertRegex(outcome.err, r"\Apython -m rvpn\.lab\.\w+: error: [^\n]* tells more\n\Z")
 
     def test_light_commands_leave_the_lab_alone(self) -> None:
         """`status` runs where pyroute2 and Twisted's reactor would only cost time and memory."""
@@ -236,6 +261,17 @@ class PolicyCheckTests(SynchronousTestCase):
         self.assertIn(f"{bad}:2: error: ", outcome.out)
         self.assertIn("/nonexistent.ini:1: error: cannot read this file", outcome.out)
         self.assertRegex(outcome.out, r"\n3 files: [0-9]+ errors, [0-9]+ warnings?\n\Z")
+
+    def test_no_policy(self) -> None:
+        """What is no plain file of a policy's size is refused at once, by the services' commands too."""
+        fifo, huge = self.directory / "fifo", self.directory / "huge"
+        os.mkfifo(fifo)
+        with huge.open("wb") as file:
+            file.truncate(policyfile.LONGEST_FILE + 1)
+        for name, fault in (fifo, "found something that is not"), (huge, "found more than 16777216 bytes"):
+            line = f"{name}:1: error: {fault}"
+            self.assertIn(line, rvpn("policy", "check", str(name)).out)
+            self.assertIn(line, rvpn("reload", "--policy", str(name)).err)
 
 
 class ServiceTests(SynchronousTestCase):

@@ -1,5 +1,6 @@
 """From a policy file to a configuration: places, keys, what a role needs, what takes a restart."""
 
+import os
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -68,11 +69,13 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertEqual(repr(read.credentials), "Credentials()")
 
     def test_unreadable(self) -> None:
-        """A policy that cannot be read is named."""
+        """A policy that cannot be read is named; nobody waits for what a FIFO may bring."""
         error = self.assertRaises(LocalError, configuration.read, self.directory / "no", Role.CLIENT)
         self.assertEqual(
-            str(error), f"{self.directory}/no: cannot read the policy: No such file or directory"
+            str(error), f"{self.directory}/no:1: error: cannot read this file: No such file or directory"
         )
+        os.mkfifo(self.directory / "fifo")
+        self.assertRaises(PolicyError, configuration.read, self.directory / "fifo", Role.CLIENT)
 
     def test_faulty(self) -> None:
         """Every fault of the policy is told, and then nothing about what it lacks."""

@@ -1,0 +1,15 @@
+"""The command lines of `rvpn` and of the lab's tools: what they have in common."""
+
+import argparse
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, and answers wrong arguments with one line instead of the usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help tells more\n")
