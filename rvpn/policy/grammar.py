@@ -78,7 +78,8 @@ def _led(
         elif gateway in clusters:
             yield statement, clusters[gateway]
         elif gateway not in source.lines:  # else the cluster's own line was reported
-            fault = GrammarError(gateway, f"one of {', '.join(clusters)}" if clusters else "it in [CLUSTER]")
+            stated = [name for name in source.lines if name.split()[0] == "Cluster"]  # faulty ones too
+            fault = GrammarError(gateway, f"one of {', '.join(stated)}" if stated else "it in [CLUSTER]")
             source.error(statement.line, fault, statement.name)
 
 

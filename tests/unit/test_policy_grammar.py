@@ -417,7 +417,7 @@ class ErrorTests(SynchronousTestCase):
             ),
             [
                 "2: error: Cluster 1: found 'x', expected the IPv4 or IPv6 address of one machine",
-                "6: error: RedirectTunnel3: found Cluster, expected one of Cluster 2",
+                "6: error: RedirectTunnel3: found Cluster, expected one of Cluster 1, Cluster 2",
             ],
         )
 
