@@ -156,6 +156,21 @@ class BoundTests(SynchronousTestCase):
         self.assertEqual((len(network.client.node.cache), network.client.node.cache.by_spi), (0, {}))
 
 
+class EnvelopeTests(SynchronousTestCase):
+    """What authenticated envelopes hold."""
+
+    def test_wrong_next_header(self) -> None:
+        """A packet of one IP version does not come through under the next header of the other."""
+        network = connected()
+        gateway = network.gateways[0]
+        (session,) = network.client.node.cache
+        assert session.sending is not None
+        sealed = session.sending.outbound.seal(OUT, NextHeader.IPV6)
+        network.receive(gateway, sealed, network.client.endpoint)
+        self.assertEqual(gateway.delivered, [OUT])
+        self.assertEqual(gateway.node.status(network.now)["drops"], {"malformed-packet": 1})
+
+
 class RejectionTests(SynchronousTestCase):
     """Key requests that come to nothing."""
 

@@ -1,0 +1,91 @@
+"""
+Packets that are sealed and authenticated with the true keys, and whose content is a mutant.
+
+The peer may be hostile, or broken: nothing raises, nothing comes through that the policy does not allow, and
+the session goes on.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from rvpn.session_control import Kind
+from rvpn.sessions import SAPair
+from tests.fuzz.hostile import control, seal, trailed
+from tests.fuzz.mutation import Mutator
+from tests.fuzz.scene import GROWTH, INNER_6, Memory, Scene, inner_packets, report
+from tests.unit.simulation import INNER
+
+#: From each end.
+MUTANTS = 5000
+
+
+class AuthenticatedTests(SynchronousTestCase):
+    """What comes out of a true envelope."""
+
+    def setUp(self) -> None:
+        """Make a session, over which either end may send packets of the client's addresses."""
+        self.scene = Scene()
+        self.scene.ping()
+        client, gateway = self.scene.client, self.scene.gateway
+        self.scene.expected = dict.fromkeys((client.endpoint, gateway.endpoint), (INNER, INNER_6))
+        self.keys = self.scene.sending()
+        self.ends = self.scene.ends()
+
+    def attack(self, make: Callable[[SAPair], bytes]) -> int:
+        """Feed what `make` makes with the keys of either end to the other; count the replies."""
+        scene, replies = self.scene, 0
+        with Memory() as memory:
+            for number in range(MUTANTS):
+                for pair, sender, receiver in self.ends:
+                    replies += len(scene.feed(receiver, make(pair), sender.endpoint))
+                if number % 50 == 0:
+                    scene.run(0.001)
+                    scene.forget()
+                if number == MUTANTS // 10:
+                    memory.begin()
+            growth = memory.growth()
+        report(self, f"{MUTANTS} from each end", growth)
+        self.assertLessEqual(growth, GROWTH)
+        self.assertTrue(scene.ping())
+        self.assertEqual(scene.sending(), self.keys)
+        return replies
+
+    def test_esp(self) -> None:
+        """Mutated inner packets, padding and next headers; only a dummy packet may draw something."""
+        mutator = Mutator(Random(4))
+        packets = {pair: inner_packets(to_target=pair.initiator) for pair in self.keys}
+
+        def make(pair: SAPair) -> bytes:
+            plaintext = trailed(mutator.random, mutator.packet(packets[pair]))
+            sequence = next_sequence(mutator.random, pair.outbound.packets)
+            pair.outbound.packets = max(pair.outbound.packets, sequence)
+            return seal(pair, plaintext, sequence)
+
+        self.assertLess(self.attack(make), MUTANTS / 10)
+        for _, _, receiver in self.ends:
+            (session,) = receiver.node.cache
+            self.assertGreater(session.packets_in, MUTANTS / 4)
+
+    def test_control(self) -> None:
+        """Session control packets of all kinds but `close`, with any status and any numbers, draw nothing."""
+        random, kinds = Random(5), [kind for kind in range(11) if kind != Kind.CLOSE]
+
+        def make(pair: SAPair) -> bytes:
+            sequence = next_sequence(random, pair.control.sequence)
+            pair.control.sequence = max(pair.control.sequence, sequence)
+            number = random.choice((0, 1, random.randrange(1 << 64), (1 << 64) - 1))
+            return control(
+                pair, random.choice(kinds), sequence, random.randrange(4), random.choice((0, 0, 0, 1)), number
+            )
+
+        self.assertEqual(self.attack(make), 0)
+
+
+def next_sequence(random: Random, last: int) -> int:
+    """Return the next sequence number, or one after a gap, or one of before."""
+    chosen = random.random()
+    if chosen < 0.1:
+        return random.randrange(last + 1)
+    return last + (1 if chosen < 0.8 else random.randrange(1, 65))
