@@ -95,7 +95,7 @@ class Client(TunnelEnd):
         self.time_of_day = clock
         self.generation = generation
         self.kms = KeyManagementService(self, random)
-        self._initiations = Initiations(self, self.agenda, policy.exchange_time)
+        self._initiations = Initiations(self, self.agenda)
         self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
         self._freshness = Freshness()
         self._calls: dict[SAPair, Established] = {}
@@ -111,6 +111,7 @@ class Client(TunnelEnd):
 
     def _read(self, policy: Policy, now: float) -> None:
         self._policy = policy
+        self._initiations.lifetime = policy.exchange_time
         self._index = TunnelIndex(policy.tunnels)
         self._lookups: dict[bytes, ClusterInUse | None] = {}
         named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
@@ -235,6 +236,9 @@ class Client(TunnelEnd):
         actions: list[Action] = []
         datagram = DatagramBatch(1 << 16) if cluster.waiting else DatagramBatch(0)
         for packet in cluster.take_waiting():
+            if session.closed:
+                self.drop(DropReason.NO_SESSION)
+                continue
             datagram.clear()
             next_header, _, _ = addresses(memoryview(packet))
             try:
@@ -269,6 +273,7 @@ class Client(TunnelEnd):
         """See `rvpn.kms.Requester`."""
         if gateway in self._initiations:
             return []
+        self._drop_calls(gateway)
         peer = self._policy.peers.get(gateway)
         if peer is None:
             return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
@@ -442,6 +447,12 @@ class Client(TunnelEnd):
         self._open_pair(session, pair, now)
         self._calls[pair] = established
 
+    def _drop_calls(self, gateway: IPAddress) -> None:
+        """Forget unconfirmed keys of a call: the gateway drops them for our own exchange (DESIGN 3)."""
+        for pair in [pair for pair in self._calls if pair.path.remote.address == gateway]:
+            del self._calls[pair]
+            self.cache.remove_pair(pair)
+
     # --- the life of a session
     # --------------------------------------------------------------------------------
 
@@ -451,8 +462,8 @@ class Client(TunnelEnd):
 
     def _expired(self, session: Session, now: float) -> list[Action]:
         """
-        See `TunnelEnd`. It is no failure where nobody wants the session any more (X1), nor where this client is
-        DEFERRED and idle, and so renewed no keys (R9).
+        See `TunnelEnd`. It is no failure where nobody wants the session any more (X1), nor where this client
+        is DEFERRED and idle, and so renewed no keys (R9).
         """
         if self.failover.is_wanted(session) and self._policy.heartbeat is not HeartbeatMode.DEFERRED:
             return super()._expired(session, now)
@@ -465,6 +476,8 @@ class Client(TunnelEnd):
         call = self._calls.pop(pair, None)
         if call is not None:
             self._acceptor.confirmed(call)
+        if session.sending is not pair:
+            return []  # newer keys were confirmed first
         round_trip = self._initiations.confirmed(session.gateway, now)
         if round_trip is not None:
             session.round_trip.measured(round_trip)
@@ -569,11 +582,13 @@ class Client(TunnelEnd):
         Key anew with a gateway that proves that it lost our keys; the old SA stays until that succeeds (X3).
         """
         session = self.cache.by_endpoint.get(path.remote)
-        for pair in session.pairs if session is not None else ():
-            if pair.outbound.spi == lost_keys.spi_of(notice) and lost_keys.proves(
-                notice, pair.lost_key_token
-            ):
-                return self.authenticate(path.remote.address, now)
+        pair = session.sending if session is not None else None
+        if (
+            pair is not None
+            and pair.outbound.spi == lost_keys.spi_of(notice)
+            and lost_keys.proves(notice, pair.lost_key_token)
+        ):
+            return self.authenticate(path.remote.address, now)
         raise RemoteError(DropReason.UNEXPECTED_CONTROL, "a lost-key notice that proves nothing")
 
     # --- status
