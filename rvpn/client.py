@@ -480,7 +480,9 @@ class Client(TunnelEnd):
             return []  # newer keys were confirmed first
         round_trip = self._initiations.confirmed(session.gateway, now)
         if round_trip is not None:
-            session.round_trip.measured(round_trip)
+            # The gateway derived keys meanwhile: the first control packet will tell better.
+            session.round_trip.guess(round_trip)
+            self.failover.liveness.rearm(session)
         self.kms.confirmed(session.gateway)
         session.heard(now)
         renewed = len(session.pairs) > 1
@@ -534,6 +536,9 @@ class Client(TunnelEnd):
         """See `rvpn.failover.Mover`: with a generation newer than any before (DESIGN 6)."""
         self.generation = max(self.generation + 1, int.from_bytes(tai64n(self.time_of_day())))
         return self._say(session, Kind.CLAIM, now, generation=self.generation)
+
+    def _measured(self, session: Session, seconds: float) -> None:
+        self.failover.liveness.measured(session, seconds)
 
     def _on_answer(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         session = pair.session

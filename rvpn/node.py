@@ -301,8 +301,12 @@ class TunnelEnd(ABC):
             if saying is not None and saying.pair is pair and packet.in_reply_to in saying.sequences:
                 del self._sayings[pair.session, kind]
                 if len(saying.sequences) == 1:
-                    pair.session.round_trip.measured(now - saying.sent_at)
+                    self._measured(pair.session, now - saying.sent_at)
         return []
+
+    def _measured(self, session: Session, seconds: float) -> None:
+        """Take the round trip of a control packet and its answer."""
+        session.round_trip.measured(seconds)
 
     def _on_close(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         session = pair.session
