@@ -17,12 +17,23 @@ from rvpn.constants import (
     OLD_SA_LINGER,
     HeartbeatMode,
     Mechanism,
+    NextHeader,
 )
 from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.keyexchange.noise import public_key
 from rvpn.packet import inspect
 from rvpn.policy.model import Client as PolicyClient
-from tests.unit.simulation import CLIENT_ENDPOINT, DELAY, INNER, TARGET, Host, Network, identity, udp_packet
+from tests.unit.simulation import (
+    CLIENT_ENDPOINT,
+    DELAY,
+    INNER,
+    TARGET,
+    Host,
+    Network,
+    identity,
+    perfect,
+    udp_packet,
+)
 
 OUT = udp_packet(INNER, TARGET, b"to the LAN")
 BACK = udp_packet(TARGET, INNER, b"to the client")
@@ -276,7 +287,7 @@ class AcceptTests(SynchronousTestCase):
 
     def test_recorded_call(self) -> None:
         """DESIGN 4: a recorded call, played again from the gateway's address, leads to nothing."""
-        network = build(1)
+        network = build(1, heartbeat=HeartbeatMode.NONE)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
         recorded = [d for _, d, _ in network.sent_by(network.gateways[0]) if d[:4] == KEY_EXCHANGE_MARKER]
@@ -339,9 +350,11 @@ class OrderTests(SynchronousTestCase):
         network = self.connected(dead=0)
         network.restart(0)
         network.lan(network.gateways[0], up=False)
+        changes = len(network.client.node.failover.journal.changes)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
         self.assertEqual((network.client.delivered, in_use(network)), ([BACK], 1))
+        self.assertEqual(len(network.client.node.failover.journal.changes), changes)
 
     def test_gateway_starts_a_session(self) -> None:
         """R11: a gateway that came back is used at once if it starts a session and the client has none."""
@@ -365,12 +378,14 @@ class OrderTests(SynchronousTestCase):
 class CollisionTests(SynchronousTestCase):
     """Both begin an exchange at the same time (DESIGN 3)."""
 
-    def collide(self, offset: float, delays: Random | None = None) -> Network:
+    def collide(self, offset: float, delays: Random | None = None, *, met: bool = False) -> Network:
         """
         Let the client ask for a session `offset` seconds after the gateway calls (negative: before), and
-        return the network when all is over.
+        return the network when all is over. Those who have `met` before need no cookies.
         """
-        network = build(1)
+        network = build(1, heartbeat=HeartbeatMode.NONE)
+        if met:
+            self.meet(network)
         if delays is not None:
             network.wire = lambda *_: (DELAY * (0.5 + 3 * delays.random()),)
         acts: list[tuple[float, Host[Any], bytes]] = [
@@ -383,6 +398,17 @@ class CollisionTests(SynchronousTestCase):
             network.send(host, packet)
         network.run(0.3)
         return network
+
+    def meet(self, network: Network) -> None:
+        """Let each end call the other once, and end both sessions."""
+        gateway = network.gateways[0]
+        for host, packet in (gateway, BACK), (network.client, OUT):
+            network.send(host, packet)
+            network.run(0.1)
+            network.act(gateway, gateway.node.close(network.now))
+            network.run(OLD_SA_LINGER + 1)
+        network.client.delivered.clear()
+        gateway.delivered.clear()
 
     def check(self, network: Network, note: object) -> None:
         """There is one session, whose ends agree, and every packet arrived once."""
@@ -400,15 +426,17 @@ class CollisionTests(SynchronousTestCase):
 
     def test_every_order(self) -> None:
         """DESIGN 3: whoever begins first, and however the messages cross, one session comes of it."""
-        for step in range(-16, 17):
-            offset = step * DELAY / 4
-            self.check(self.collide(offset), offset)
+        for met in (False, True):
+            for step in range(-24, 33):
+                offset = step * DELAY / 4
+                self.check(self.collide(offset, met=met), (offset, met))
 
     def test_random_orders(self) -> None:
         """DESIGN 3: the same where datagrams take different times and overtake each other."""
         for seed in range(60):
             delays = Random(seed)
-            self.check(self.collide(6 * DELAY * (delays.random() - 0.5), delays), seed)
+            offset = 12 * DELAY * (delays.random() - 0.5)
+            self.check(self.collide(offset, delays, met=seed % 2 == 0), seed)
 
     def test_the_clients_wins(self) -> None:
         """DESIGN 3: the client ignores the gateway's first message while its own exchange runs."""
@@ -438,37 +466,59 @@ class CollisionTests(SynchronousTestCase):
         self.assertEqual(len(first_messages(network, host)), 1)
 
     def test_late_confirmation(self) -> None:
-        """DESIGN 3: a called pair that is confirmed after newer keys changes nothing at the client."""
-        network = build(2)
-        network.gateways[0].alive = False
+        """DESIGN 3: keys of a call that are confirmed after those of a later call change nothing."""
+        network = build(2, heartbeat=HeartbeatMode.NONE)
+        called, other = network.gateways
+        called.alive = False
         network.send(network.client, OUT)
         network.run(2.5)
         network.restart(0)
-        host = network.gateways[0]
         held: list[tuple[bytes, Endpoint, Endpoint]] = []
 
         def hold_esp(datagram: bytes, source: Endpoint, destination: Endpoint) -> Iterable[float]:
-            esp = datagram[:4] not in (KEY_EXCHANGE_MARKER, b"\xff" * 4)
-            if esp and source == host.endpoint:
-                held.append((datagram, source, destination))
-                return ()
-            return (DELAY,)
+            if source != called.endpoint or datagram[:4] == KEY_EXCHANGE_MARKER:
+                return (DELAY,)
+            held.append((datagram, source, destination))
+            return ()
 
         network.wire = hold_esp
-        network.send(host, BACK)
-        network.run(0.02)
-        network.wire = lambda *_: (DELAY,)
-        network.act(network.client, network.client.node.authenticate(host.endpoint.address, network.now))
-        network.run(0.02)
+        network.send(called, BACK)
+        network.run(2.1)
+        network.wire = perfect
+        network.send(called, BACK)
+        network.run(0.1)
+        self.assertEqual(in_use(network), 0)
+        network.lan(called, up=False)
+        network.run(0.1)
+        self.assertEqual(in_use(network), 1)
         for datagram in held:
             network.inject(*datagram)
-        network.run(1)
-        for _ in range(3):
-            network.send(network.client, OUT)
-            network.send(host, BACK)
-            network.run(0.1)
-        self.assertEqual(network.client.delivered[-3:], [BACK] * 3)
-        self.assertEqual(sum(len(g.delivered) for g in network.gateways), 4)
+        network.run(0.1)
+        network.send(network.client, OUT)
+        network.run(0.1)
+        self.assertEqual((in_use(network), other.delivered), (1, [OUT, OUT]))
+
+    def test_overtaken_keys(self) -> None:
+        """R12: a client that confirms old keys late is called where it was with the newest."""
+        network = build(1, listed=False, heartbeat=HeartbeatMode.NONE)
+        host = network.gateways[0]
+        network.wire = lambda data, *_: (DELAY,) if data[:4] == KEY_EXCHANGE_MARKER else ()
+        network.send(network.client, OUT)
+        network.run(0.01)
+        (session,) = network.client.node.cache
+        late = session.pairs[0].outbound.seal(OUT, NextHeader.IPV4)
+        network.client.endpoint = moved = Endpoint(ip_address("192.0.2.99"), 1234)
+        network.run(3)
+        network.wire = perfect
+        network.send(network.client, OUT)
+        network.run(0.1)
+        network.receive(host, late, CLIENT_ENDPOINT)
+        self.assertEqual(host.delivered, [OUT, OUT])
+        network.act(host, host.node.close(network.now))
+        network.run(0.1)
+        network.sent.clear()
+        network.send(host, BACK)
+        self.assertEqual([goal for *_, goal in network.sent], [moved])
 
 
 class IdentityTests(SynchronousTestCase):
