@@ -129,6 +129,29 @@ class SecurityTests(SynchronousTestCase):
             self.assertEqual(float(bound), getattr(import_module(f"rvpn.{module}"), name), constant)
 
 
+class SourceTests(SynchronousTestCase):
+    """What the pages say of the source is there."""
+
+    def test_files(self) -> None:
+        """Each file of the source that a page names exists."""
+        pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+        files = {
+            file for page in pages for file in re.findall(r"\b(?:rvpn|tests)/[\w/]+\.py\b", page.read_text())
+        }
+        self.assertGreater(len(files), 10)
+        self.assertEqual([file for file in sorted(files) if not (ROOT / file).exists()], [])
+
+    def test_decisions(self) -> None:
+        """The table of who decides what names modules, classes and methods that exist."""
+        for _, deciders in table(section("docs/architecture.md", "How a failover goes"), "question"):
+            for name in re.findall(r"`([a-z_]+\.[\w.]+)`", deciders):
+                package = name.startswith("net.")
+                parts = name.split(".")
+                found: Any = import_module("rvpn." + ".".join(parts[: 1 + package]))
+                for part in parts[1 + package :]:
+                    found = getattr(found, part)
+
+
 class PolicyExampleTests(SynchronousTestCase):
     """The policies that readers copy."""
 
