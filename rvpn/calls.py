@@ -21,7 +21,7 @@ from rvpn.interfaces import Action, Endpoint, Path, PeerIdentity, SecurityContex
 from rvpn.ipfilter import dummy
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.tokens import Message
-from rvpn.policy.model import Client
+from rvpn.policy.model import Client, Policy
 from rvpn.rate import Rate
 from rvpn.sessions import SAPair, SessionCache
 
@@ -47,13 +47,17 @@ class Caller(Protocol):
 class Calls:
     """See the module."""
 
-    def __init__(self, caller: Caller, agenda: Agenda, lifetime: float) -> None:
+    def __init__(self, caller: Caller, agenda: Agenda) -> None:
         self._caller = caller
-        self._initiations = Initiations(self, agenda, lifetime)
+        self._initiations = Initiations(self, agenda)
         self._waiting: dict[Hashable, deque[bytes]] = {}
         self._pairs: dict[Hashable, SAPair] = {}
         self._called_at: dict[PeerIdentity, float] = {}
         self._rate = Rate(CALLS_PER_SECOND)
+
+    def read(self, policy: Policy) -> None:
+        """Go on by a policy just read."""
+        self._initiations.lifetime = policy.exchange_time
 
     def call(
         self, client: Client, endpoint: Endpoint | None, packet: memoryview, now: float
@@ -85,6 +89,10 @@ class Calls:
         if peer in self._initiations:
             self._initiations.forget(peer)
             self._close(peer)
+
+    def unconfirmed(self, peer: PeerIdentity, now: float) -> list[Action]:
+        """Hear that the client authenticated but never proved its keys: nothing more will come of it."""
+        return [] if peer in self._initiations else self.given_up(peer, "", now)
 
     def confirmed(self, peer: PeerIdentity, now: float) -> Iterable[bytes]:
         """Hear that there is a session with the client; return what waited for it."""

@@ -96,7 +96,7 @@ class Client(TunnelEnd):
         self.time_of_day = clock
         self.generation = generation
         self.kms = KeyManagementService(self, random)
-        self._initiations = Initiations(self, self.agenda, policy.exchange_time)
+        self._initiations = Initiations(self, self.agenda)
         self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
         self._freshness = Freshness()
         self._calls: dict[SAPair, Established] = {}
@@ -112,6 +112,7 @@ class Client(TunnelEnd):
 
     def _read(self, policy: Policy, now: float) -> None:
         self._policy = policy
+        self._initiations.lifetime = policy.exchange_time
         self._index = TunnelIndex(policy.tunnels)
         self._lookups: dict[bytes, ClusterInUse | None] = {}
         named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
@@ -235,6 +236,9 @@ class Client(TunnelEnd):
         actions: list[Action] = []
         datagram = DatagramBatch(1 << 16) if cluster.waiting else DatagramBatch(0)
         for packet in cluster.take_waiting():
+            if session.closed:
+                self.drop(DropReason.NO_SESSION)
+                continue
             datagram.clear()
             next_header, _, _ = addresses(memoryview(packet))
             try:
@@ -268,6 +272,7 @@ class Client(TunnelEnd):
         """See `rvpn.kms.Requester`."""
         if gateway in self._initiations:
             return []
+        self._drop_calls(gateway)
         peer = self._policy.peers.get(gateway)
         if peer is None:
             return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
@@ -441,6 +446,12 @@ class Client(TunnelEnd):
         self._open_pair(session, pair, now)
         self._calls[pair] = established
 
+    def _drop_calls(self, gateway: IPAddress) -> None:
+        """Forget unconfirmed keys of a call: the gateway drops them for our own exchange (DESIGN 3)."""
+        for pair in [pair for pair in self._calls if pair.path.remote.address == gateway]:
+            del self._calls[pair]
+            self.cache.remove_pair(pair)
+
     # --- the life of a session ------------------------------------------------------------------------------
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
@@ -463,9 +474,13 @@ class Client(TunnelEnd):
         call = self._calls.pop(pair, None)
         if call is not None:
             self._acceptor.confirmed(call)
+        if session.sending is not pair:
+            return []  # newer keys were confirmed first
         round_trip = self._initiations.confirmed(session.gateway, now)
         if round_trip is not None:
-            session.round_trip.measured(round_trip)
+            # The gateway derived keys meanwhile: the first control packet will tell better.
+            session.round_trip.guess(round_trip)
+            self.failover.liveness.rearm(session)
         self.kms.confirmed(session.gateway)
         session.heard(now)
         renewed = len(session.pairs) > 1
@@ -521,6 +536,9 @@ class Client(TunnelEnd):
         self.generation = max(self.generation + 1, int.from_bytes(tai64n(self.time_of_day())))
         return self._say(session, Kind.CLAIM, now, generation=self.generation)
 
+    def _measured(self, session: Session, seconds: float) -> None:
+        self.failover.liveness.measured(session, seconds)
+
     def _on_answer(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
@@ -568,11 +586,13 @@ class Client(TunnelEnd):
         Key anew with a gateway that proves that it lost our keys; the old SA stays until that succeeds (X3).
         """
         session = self.cache.by_endpoint.get(path.remote)
-        for pair in session.pairs if session is not None else ():
-            if pair.outbound.spi == lost_keys.spi_of(notice) and lost_keys.proves(
-                notice, pair.lost_key_token
-            ):
-                return self.authenticate(path.remote.address, now)
+        pair = session.sending if session is not None else None
+        if (
+            pair is not None
+            and pair.outbound.spi == lost_keys.spi_of(notice)
+            and lost_keys.proves(notice, pair.lost_key_token)
+        ):
+            return self.authenticate(path.remote.address, now)
         raise RemoteError(DropReason.UNEXPECTED_CONTROL, "a lost-key notice that proves nothing")
 
     # --- status ---------------------------------------------------------------------------------------------

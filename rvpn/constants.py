@@ -126,6 +126,8 @@ FAILBACK_HOLD_DOWN = 60.0
 LONGEST_HOLD_DOWN = 3600.0
 #: Seconds that a new address has to prove itself alone before a session moves there, at least (DESIGN 3).
 ROAMING_PATIENCE = 0.05
+#: Seconds for which a session is not challenged again after its old address has answered.
+ROAMING_PAUSE = 0.5
 #: What a gateway does each second for those it has no session with: lost-key notices (X3), calls (R12).
 NOTICES_PER_SECOND, CALLS_PER_SECOND = 100, 50
 #: Packets that wait for a client that is being called (R12).

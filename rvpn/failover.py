@@ -349,20 +349,17 @@ class Failover:
         Those we have a session with are asked by a heartbeat, the others for keys; `alive` hears of either.
         """
         name, current = cluster.cluster.name, cluster.in_use
+        planned = self._seeking.pop(name, None)
+        if planned is not None:
+            planned.cancel()
         if current is None or not (current.status or self._earlier(cluster, current)):
             return []
         delay = BACKOFF_FIRST if current.status else self._policy.failback_hold_down
-        pending = self._seeking.get(name)
-        if pending is not None:
-            if pending.when <= now + delay:
-                return []
-            pending.cancel()
         self._seeking[name] = self.liveness.later(name, now + delay, lambda n: self._seek_again(name, n))
         candidates = list(self._candidates(cluster, current, now))
         return [action for gateway in candidates for action in self._approach(gateway, now)]
 
     def _seek_again(self, name: str, now: float) -> list[Action]:
-        del self._seeking[name]
         return self._seek(self.clusters[name], now) if name in self.clusters else []
 
     def _approach(self, gateway: IPAddress, now: float) -> list[Action]:

@@ -85,8 +85,8 @@ class Gateway(TunnelEnd):
         self._freshness = Freshness()
         self._unconfirmed: dict[SAPair, Established] = {}
         self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
-        self._calls = Calls(self, self.agenda, policy.exchange_time)
-        self._endpoints: dict[PeerIdentity, Endpoint] = {}
+        self._calls = Calls(self, self.agenda)
+        self._last_sessions: dict[PeerIdentity, Session] = {}
         self._roaming = Roaming(self.cache, self.agenda)
         self._literal_rate = Rate(LITERAL_IN_ALL)
         self.fitness = Status.OK
@@ -108,6 +108,7 @@ class Gateway(TunnelEnd):
         self._clients: dict[PeerIdentity, Client] = {client.identity: client for client in policy.clients}
         self._client_of = {address.packed: c for c in policy.clients for address in c.inner_addresses}
         self._on_lan: dict[bytes, bool] = {}
+        self._calls.read(policy)
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
         """Go on with a policy just read again; sessions of clients that it grants the same live on."""
@@ -118,7 +119,8 @@ class Gateway(TunnelEnd):
             if client is None or not session.packed_addresses <= {a.packed for a in client.inner_addresses}:
                 actions += self.fail(session, "the policy no longer has it", now)
         self._freshness.keep(self._clients)
-        self._endpoints = {peer: at for peer, at in self._endpoints.items() if peer in self._clients}
+        for peer in self._last_sessions.keys() - self._clients.keys():
+            del self._last_sessions[peer]
         return actions
 
     # --- packets --------------------------------------------------------------------------------------------
@@ -156,9 +158,17 @@ class Gateway(TunnelEnd):
     def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """Answer ESP of nobody with the proof that its keys are lost, if they are (X3, R16)."""
         self.drop(DropReason.UNKNOWN_SPI)
+        return self._notice(int.from_bytes(datagram[:4]), datagram, path, now)
+
+    def _unknown_session(self, spi: int, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """Answer a control packet of nobody likewise: an idle client is to hear of it too."""
+        self.drop(DropReason.UNKNOWN_SESSION)
+        return self._notice(spi, datagram, path, now)
+
+    def _notice(self, spi: int, datagram: memoryview, path: Path, now: float) -> list[Action]:
         if len(datagram) < NOTICE_SIZE or not self._notices.allows(now):
             return []
-        return [Send(self._lost_keys.notice(int.from_bytes(datagram[:4])), path)]
+        return [Send(self._lost_keys.notice(spi), path)]
 
     # --- key exchange: a client begins ----------------------------------------------------------------------
 
@@ -261,7 +271,8 @@ class Gateway(TunnelEnd):
         client = self._client_of.get(destination)
         if client is None or self._draining:
             return self.unreachable_client(packet)
-        endpoint = client.endpoint or self._endpoints.get(client.identity)
+        last = self._last_sessions.get(client.identity)
+        endpoint = client.endpoint or (last.path.remote if last is not None else None)
         return self._calls.call(client, endpoint, packet, now)
 
     def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
@@ -303,19 +314,23 @@ class Gateway(TunnelEnd):
     # --- the life of a session ------------------------------------------------------------------------------
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
-        self._unconfirmed.pop(pair, None)
-        return super()._close_pair(pair, now)
+        actions = list(super()._close_pair(pair, now))
+        if self._unconfirmed.pop(pair, None) is not None and pair.session is not None:
+            actions += self._calls.unconfirmed(pair.session.peer, now)
+        return actions
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         established = self._unconfirmed.pop(pair, None)
         if established is not None:
             self._acceptor.confirmed(established)
-        self._established += 1
         session = pair.session
         assert session is not None
-        self._endpoints[session.peer] = pair.path.remote
+        if session.sending is not pair:
+            return []  # newer keys were confirmed first
+        self._established += 1
+        self._last_sessions[session.peer] = session
         actions: list[Action] = []
-        if session.sending is pair and len(session.pairs) == 1:
+        if len(session.pairs) == 1:
             fields: dict[str, str | int | float | bool] = {
                 "peer": session.name,
                 "endpoint": str(pair.path.remote),
@@ -360,9 +375,15 @@ class Gateway(TunnelEnd):
         return self._set_fitness("an administrator says so", now)
 
     def lan_changed(self, down: bool, reason: str, now: float) -> list[Action]:
-        """Hear whether the LAN side is of use (R14)."""
+        """
+        Hear whether the LAN side is of use (R14).
+
+        Who comes back does not know what was announced there meanwhile, and doubts what it owned (DESIGN 8).
+        """
+        back = self._lan_down and not down
         self._lan_down = down
-        return self._set_fitness(reason, now)
+        actions = self._set_fitness(reason, now)
+        return actions + self.presence.clock_jumped(now) if back else actions
 
     def _set_fitness(self, reason: str, now: float) -> list[Action]:
         before = self.fitness
@@ -435,7 +456,7 @@ class Gateway(TunnelEnd):
             self.cache.retire(session)
             actions += self._lost(session, "its keys are forgotten", now)
         for pair in list(self.cache.by_spi.values()):
-            self.cache.remove_pair(pair)
+            actions += self._close_pair(pair, now)
         return actions
 
     def status(self, now: float) -> dict[str, Any]:

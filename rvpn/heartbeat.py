@@ -74,11 +74,17 @@ class RoundTrip:
     def __init__(self) -> None:
         self.smoothed: float | None = None
         self._variation = 0.0
+        self._guessed = True
+
+    def guess(self, seconds: float) -> None:
+        """Take the time of something slower than a round trip, until there is a sample."""
+        if self._guessed:
+            self.smoothed, self._variation = seconds, seconds / 2
 
     def measured(self, seconds: float) -> None:
         """Take a sample."""
-        if self.smoothed is None:
-            self.smoothed, self._variation = seconds, seconds / 2
+        if self.smoothed is None or self._guessed:
+            self.smoothed, self._variation, self._guessed = seconds, seconds / 2, False
         else:
             self._variation += (abs(self.smoothed - seconds) - self._variation) / 4
             self.smoothed += (seconds - self.smoothed) / 8

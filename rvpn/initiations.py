@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rvpn.agenda import Agenda, Appointment
-from rvpn.constants import RETRANSMIT_CONSTANT, RETRANSMIT_INTERVAL
+from rvpn.constants import EXCHANGE_TIME, RETRANSMIT_CONSTANT, RETRANSMIT_INTERVAL
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import Action, Path, Send
 from rvpn.keyexchange.initiator import InitiatorExchange
@@ -51,10 +51,11 @@ class _Initiation:
 class Initiations:
     """See the module. `lifetime` is the policy's ExchangeTime in seconds."""
 
-    def __init__(self, owner: Owner, agenda: Agenda, lifetime: float) -> None:
+    lifetime = EXCHANGE_TIME
+
+    def __init__(self, owner: Owner, agenda: Agenda) -> None:
         self._owner = owner
         self._agenda = agenda
-        self._lifetime = lifetime
         self._running: dict[Hashable, _Initiation] = {}
         self._by_id: dict[bytes, _Initiation] = {}
 
@@ -71,7 +72,7 @@ class Initiations:
 
     def begin(self, peer: Hashable, exchange: InitiatorExchange, path: Path, now: float) -> list[Action]:
         """Send the first token of `exchange` along `path`. Raises `LocalError` if it cannot be made."""
-        initiation = _Initiation(peer, exchange, path, now + self._lifetime)
+        initiation = _Initiation(peer, exchange, path, now + self.lifetime)
         actions = _sends(initiation, exchange.start(now))
         self._running[peer] = self._by_id[exchange.exchange_id] = initiation
         self._rearm(initiation)

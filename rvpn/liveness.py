@@ -68,7 +68,7 @@ class Liveness:
         session.detector = FailureDetector(
             self.timing, session, session.round_trip, now, session.shortest_defer
         )
-        self._rearm(session)
+        self.rearm(session)
 
     def unwatch(self, session: Session) -> None:
         """Ask a gateway no more, and expect no answer: it is in use no longer, or the session ended (R6)."""
@@ -83,14 +83,19 @@ class Liveness:
         """Hear an answer to a heartbeat; return whether it was waited for (DESIGN 6)."""
         if session.detector is not None:
             expected = session.detector.answered(sequence, now)
-            self._rearm(session)
+            self.rearm(session)
             return expected
         probe, sent_at = self._probes.get(session, (None, 0.0))
         if probe != sequence:
             return False
         del self._probes[session]
-        session.round_trip.measured(now - sent_at)
+        self.measured(session, now - sent_at)
         return True
+
+    def measured(self, session: Session, seconds: float) -> None:
+        """Take a round trip: what waits for an `auto` time may now be due earlier (X7)."""
+        session.round_trip.measured(seconds)
+        self.rearm(session)
 
     def hint(self, session: Session, now: float) -> list[Action]:
         """Hear that something may be wrong with a gateway: if it is in use, ask it at once (X6)."""
@@ -120,11 +125,13 @@ class Liveness:
             detector.asked(sequence, now)
             if detector.suspicious:
                 actions += [action for other in self._standbys(session) for action in self.probe(other, now)]
-        self._rearm(session)
+        self.rearm(session)
         return actions
 
-    def _rearm(self, session: Session) -> None:
-        assert session.detector is not None
+    def rearm(self, session: Session) -> None:
+        """Set the timer of a watched gateway to its detector's deadline."""
+        if session.detector is None:
+            return
         session.awaits_payload = session.detector.wants_payload or bool(self._waiting)
         deadline = session.detector.deadline()
         timer = self._watched.get(session)
@@ -146,7 +153,7 @@ class Liveness:
         if detector.wants_payload:
             actions = self._carry_out(session, detector.payload(now), now)
         waiting, self._waiting = self._waiting, {}
-        self._rearm(session)
+        self.rearm(session)
         for act in waiting.values():
             actions += act(now)
         return actions

@@ -268,16 +268,25 @@ class TunnelEnd(ABC):
         """Take what has the control SPI: a session control packet, or by its length a bare one."""
         if len(datagram) != session_control.CONTROL_SIZE:
             return self._bare(datagram, path, now)
-        pair = self.cache.by_spi.get(session_control.session_spi(datagram))
+        spi = session_control.session_spi(datagram)
+        pair = self.cache.by_spi.get(spi)
         if pair is None or pair.session is None:
-            raise RemoteError(DropReason.UNKNOWN_SESSION)
+            return self._unknown_session(spi, datagram, path, now)
         packet = pair.control.receive(datagram)
         answer = self._answers.get(packet.kind)
         if answer is None:
             raise RemoteError(DropReason.UNEXPECTED_CONTROL, packet.kind.name)
         actions = [] if pair.confirmed else self.confirmed(pair, now)
-        pair.session.heard(now)
+        session = pair.session
+        session.heard(now)
+        newest = packet.sequence == pair.control.window.highest and packet.kind is not Kind.RESPONSE
+        if newest and path.remote != session.path.remote:
+            actions += self.strayed(session, path, now)
         return actions + answer(pair, packet, path, now)
+
+    def _unknown_session(self, spi: int, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """Take a control packet of a session that does not exist. Raises `RemoteError`."""
+        raise RemoteError(DropReason.UNKNOWN_SESSION)
 
     def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """Take an unauthenticated packet with the control SPI; the roles know some."""
@@ -292,8 +301,12 @@ class TunnelEnd(ABC):
             if saying is not None and saying.pair is pair and packet.in_reply_to in saying.sequences:
                 del self._sayings[pair.session, kind]
                 if len(saying.sequences) == 1:
-                    pair.session.round_trip.measured(now - saying.sent_at)
+                    self._measured(pair.session, now - saying.sent_at)
         return []
+
+    def _measured(self, session: Session, seconds: float) -> None:
+        """Take the round trip of a control packet and its answer."""
+        session.round_trip.measured(seconds)
 
     def _on_close(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         session = pair.session

@@ -12,7 +12,7 @@ away from a client that still answers where it was.
 from dataclasses import dataclass
 
 from rvpn.agenda import Agenda
-from rvpn.constants import EXCHANGE_TIME, ROAMING_PATIENCE
+from rvpn.constants import EXCHANGE_TIME, ROAMING_PATIENCE, ROAMING_PAUSE
 from rvpn.interfaces import Action, Event, Path, Send
 from rvpn.session_control import Kind
 from rvpn.sessions import Session, SessionCache
@@ -20,12 +20,13 @@ from rvpn.sessions import Session, SessionCache
 
 @dataclass(slots=True)
 class _Move:
-    """Challenges under way: their sequences, and when they went."""
+    """Challenges under way: their sequences, when they went, and whether the old address has answered."""
 
     path: Path
     sequence: int
     old_sequence: int
     sent_at: float
+    refused: bool = False
 
 
 class Roaming:
@@ -56,7 +57,8 @@ class Roaming:
         if move is None:
             return []
         if sequence == move.old_sequence and path.remote == session.path.remote:
-            del self._moves[session]
+            move.refused = True
+            self._agenda.at(now + ROAMING_PAUSE, lambda _: self._give_up(session, move))
         elif sequence == move.sequence and path.remote == move.path.remote:
             patience = max(ROAMING_PATIENCE, 2 * (now - move.sent_at))
             self._agenda.at(move.sent_at + patience, lambda _: self._move(session, move))
@@ -67,7 +69,7 @@ class Roaming:
         self._moves.pop(session, None)
 
     def _move(self, session: Session, move: _Move) -> list[Action]:
-        if self._moves.get(session) is not move:
+        if self._moves.get(session) is not move or move.refused:
             return []
         del self._moves[session]
         if session.closed:

@@ -79,12 +79,12 @@ class Scene(Network):
         (cluster,) = self.client_policy.clusters
         tunnels = tuple(Tunnel(number, lan[0], lan[-1], cluster) for number, lan in enumerate(LAN))
         self.client_policy = replace(self.client_policy, tunnels=tunnels, inner_addresses=(INNER, INNER_6))
-        clients = [PolicyClient(1, identity(self.client_key), (INNER, INNER_6))]
+        clients = [PolicyClient(1, identity(self.client_keys[0]), (INNER, INNER_6))]
         if other is not None:
             clients.append(PolicyClient(2, identity(other[0]), other[1:]))
         self.gateway_policy = replace(self.gateway_policy, clients=tuple(clients), lan_networks=LAN)
-        own, credentials = (INNER, INNER_6), Credentials(self.client_key)
-        self.client.node = Client(self.client_policy, credentials, own, self.random, lambda: 1.7e9 + self.now)
+        own, credentials = (INNER, INNER_6), Credentials(self.client_keys[0])
+        self.client.node = Client(self.client_policy, credentials, own, self.random, self.clock, self.now)
         self.restart(0)
         #: From which endpoints inner packets are expected, and with which of the clients' addresses.
         self.expected: dict[Endpoint, tuple[IPAddress, ...]] = {}
@@ -98,7 +98,7 @@ class Scene(Network):
     def sending(self) -> tuple[SAPair, SAPair]:
         """Return the pairs that the client and the gateway send on to each other."""
         client = self.client.node.cache.get(self.gateway.endpoint.address)
-        gateway = self.gateway.node.cache.get(identity(self.client_key))
+        gateway = self.gateway.node.cache.get(identity(self.client_keys[0]))
         assert client is not None
         assert client.sending is not None
         assert gateway is not None
@@ -115,7 +115,7 @@ class Scene(Network):
         if host is self.client:
             exchanges = [
                 Exchange(running.exchange.exchange_id, attempt.cookie)
-                for running in self.client.node.kms._running.values()
+                for running in self.client.node._initiations._running.values()
                 for attempt in running.exchange._attempts
             ]
         else:
@@ -201,7 +201,7 @@ def record(scene: Scene) -> Recordings:
     for length in (0, 1, 2, 3, 64, 1300):
         scene.send(scene.client, ipv4(THERE, 17, bytes(length)))
         scene.send(scene.gateway, ipv6(BACK_6, 17, bytes(length)))
-    scene.act(scene.client, scene.client.node.kms.renew(scene.gateway.endpoint.address, scene.now))
+    scene.act(scene.client, scene.client.node.authenticate(scene.gateway.endpoint.address, scene.now))
     scene.run(0.1)
     for length in (0, 100, 1000):
         scene.send(scene.gateway, ipv4(BACK, 6, bytes(length)))

@@ -184,7 +184,7 @@ class OutsiderTests(SynchronousTestCase):
             scene.ping()
         else:
             scene.forget()
-            scene.act(scene.client, kms.renew(gateway.address, scene.now))
+            scene.act(scene.client, scene.client.node.authenticate(gateway.address, scene.now))
         scene.run(0.05)
         attack.overhear(datagram for _, datagram, _, _ in scene.sent)
         attack.run(MUTANTS // ROUNDS, answers[:1])

@@ -102,7 +102,7 @@ class InnerPacketTests(SynchronousTestCase):
         self.attack(seconds=0.01)
         self.scene.run(2 * BACKOFF_LAST)
         client = self.scene.client.node
-        self.assertEqual((len(client.agenda), client._clusters["Cluster 1"].waiting), (0, 0))
+        self.assertEqual((len(client.agenda), client.failover.clusters["Cluster 1"].waiting), (0, 0))
         reasons = {DropReason.QUEUE_FULL, DropReason.REQUEST_REJECTED}
         self.assertLessEqual(reasons, self.dropped(self.scene.client))
         self.scene.gateway.alive = True

@@ -139,7 +139,7 @@ class Network:
         self._datagrams, self._packets = DatagramBatch(1 << 17), PacketBatch(1 << 17)
         addresses = [ip_address(f"198.51.100.{21 + index}") for index in range(gateways)]
         self.keys = [self.random.randbytes(32) for _ in addresses]
-        client_keys = [self.random.randbytes(32) for _ in range(clients)]
+        self.client_keys = client_keys = [self.random.randbytes(32) for _ in range(clients)]
         cluster = Cluster("Cluster 1", tuple(addresses))
         self.client_policy = replace(
             Policy(

@@ -100,7 +100,8 @@ class InitiationsTestCase(SynchronousTestCase):
         self.now = 1000.0
         self.owner = Owner()
         self.agenda = Agenda()
-        self.initiations = Initiations(self.owner, self.agenda, LIFETIME)
+        self.initiations = Initiations(self.owner, self.agenda)
+        self.initiations.lifetime = LIFETIME
         self.exchanges: list[FakeExchange] = []
         self.sent: list[tuple[float, bytes, Endpoint]] = []
 
