@@ -61,6 +61,7 @@ def told(change: Change) -> Action:
         if value is not None
     }
     fields["event"] = "failover"
+    fields["changed_at"] = fields.pop("time")
     if change.first_packet is not None:
         return Event("cluster {cluster}: a packet through gateway {taken} after {first_packet:.3f} s", fields)
     if change.taken is None:

@@ -15,9 +15,9 @@ _COMMON: tuple[_Column, ...] = (
     ("AGE", lambda session: duration(session["age"])),
     ("KEYS", lambda session: "none" if session["key_age"] is None else duration(session["key_age"])),
     ("IDLE", lambda session: duration(session["idle"])),
-    ("IN", lambda session: f"{session['packets_in']:,} packets"),
+    ("IN", lambda session: _packets(session["packets_in"])),
     ("", lambda session: size(session["bytes_in"])),
-    ("OUT", lambda session: f"{session['packets_out']:,} packets"),
+    ("OUT", lambda session: _packets(session["packets_out"])),
     ("", lambda session: size(session["bytes_out"])),
     ("TRANSFORM", lambda session: session["transform"] or "none"),
     ("PEER", lambda session: session["peer"]),
@@ -29,7 +29,7 @@ _FAILOVER: tuple[_Column, ...] = (
     ("TO", lambda change: change["taken"] or "-"),
     ("NOTICED", lambda change: _or_none(change["detection"])),
     ("FIRST PACKET", lambda change: _or_none(change["first_packet"])),
-    ("MEANWHILE", lambda change: f"{change['packets_meanwhile']:,} packets"),
+    ("MEANWHILE", lambda change: _packets(change["packets_meanwhile"])),
     ("REASON", lambda change: change["reason"]),
 )
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -46,7 +46,7 @@ def text(status: Status) -> str:
             *(_section("clusters", map(_cluster, status["clusters"])) if "clusters" in status else []),
             *_section("sessions", _table(columns, status["sessions"])),
             "exchanges: " + ", ".join(f"{count:,} {state}" for state, count in status["exchanges"].items()),
-            *_section("failovers", _table(_FAILOVER, status.get("failovers", []))),
+            *(_section("failovers", _table(_FAILOVER, status["failovers"])) if "failovers" in status else []),
             *_section("drops", _aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
         ]
     )
@@ -69,8 +69,12 @@ def explained(status: Status) -> str:
     detected = [change["detection"] for change in status["failovers"] if change["detection"] is not None]
     if detected:
         fastest, slowest = _seconds(min(detected)), _seconds(max(detected))
-        lines.append(f"{len(detected)} failures in this run, noticed after {fastest} to {slowest}")
+        lines.append(f"gateways lost in this run: {len(detected)}, noticed after {fastest} to {slowest}")
     return "\n".join([text(status), *_section("promise", lines)])
+
+
+def _packets(count: int) -> str:
+    return "1 packet" if count == 1 else f"{count:,} packets"
 
 
 def _or_none(seconds: float | None) -> str:
@@ -78,7 +82,7 @@ def _or_none(seconds: float | None) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
 
 
 def duration(seconds: float) -> str:
@@ -103,7 +107,7 @@ def size(count: int) -> str:
 
 def _cluster(cluster: Status) -> str:
     used = f"in use {cluster['in_use']}" if cluster["in_use"] else "none in use"
-    waiting = f", {cluster['waiting']} packets waiting" if cluster["waiting"] else ""
+    waiting = f", {_packets(cluster['waiting'])} waiting" if cluster["waiting"] else ""
     return f"{cluster['name']}: {used}, order {' '.join(cluster['order'])}{waiting}"
 
 

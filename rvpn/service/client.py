@@ -94,7 +94,10 @@ class ClientService(TunnelService[Client]):
         if server == self._server or all(tunnel.cluster for tunnel in self._configuration.policy.tunnels):
             return
         self._log.info("the access server is now {server}", server=str(server) if server else "none")
-        self._take_over(self._configuration)
+        try:
+            self._take_over(self._configuration)
+        except LocalError as error:
+            self._log.error("the new access server cannot be used: {error}", error=str(error))
 
     def _access_server(self) -> IPAddress | None:
         return self._netlink.access_server(without=[self._tun.index])

@@ -19,10 +19,10 @@ from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, grammar
 _FIXED_AT_START = {
     "Port": attrgetter("policy.port"),
     "Listen": attrgetter("policy.listen"),
-    "ExchangeTime": attrgetter("policy.exchange_time"),
     "Name of [DEVICE]": attrgetter("policy.device_name"),
     "InnerAddress": attrgetter("policy.inner_addresses"),
     "Interface of [LAN]": attrgetter("policy.lan_interface"),
+    "Presence": attrgetter("policy.presence"),
     "PrivateKey": attrgetter("credentials.private_key"),
     "PresharedKey": attrgetter("credentials.preshared_key"),
     "Socket": attrgetter("control_socket"),

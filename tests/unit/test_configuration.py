@@ -101,10 +101,10 @@ class ConfigurationTests(SynchronousTestCase):
         for more, name in (
             ("[GENERAL]\nPort = 4501\n", "Port"),
             ("[GENERAL]\nListen = 192.0.2.1\n", "Listen"),
-            ("[GENERAL]\nExchangeTime = 3\n", "ExchangeTime"),
             ("[DEVICE]\nName = vpn1\n", "Name of [DEVICE]"),
             ("[DEVICE]\nInnerAddress = 10.9.0.1\n", "InnerAddress"),
             ("[LAN]\nInterface = eth1\n", "Interface of [LAN]"),
+            ("[LAN]\nPresence = proxy-arp\n", "Presence"),
             ("[CONTROL]\nSocket = c.sock\n", "Socket"),
             ("[CONTROL]\nStateDirectory = state\n", "StateDirectory"),
         ):
@@ -119,6 +119,6 @@ class ConfigurationTests(SynchronousTestCase):
         before = self.read(CLIENT)
         after = self.read(
             CLIENT.replace("Tunnel1 = 10.0.0.1", "Tunnel7 = 10.0.0.0/8")
-            + "[GENERAL]\nKeyLifetime = 60\nTransforms = aes-gcm-256\nHeartbeat = INSTANT\n"
+            + "[GENERAL]\nKeyLifetime = 60\nExchangeTime = 3\nTransforms = aes-gcm-256\nHeartbeat = INSTANT\n"
         )
         self.assertEqual(before.fixed_but_changed(after), [])
