@@ -91,8 +91,8 @@ class HeartbeatTests(LabTestCase):
 
     def test_counts(self) -> None:
         """
-        NONE sends none, DEFERRED none while idle and else directly behind payload, INSTANT none too many; with
-        HeartbeatConfirmTime = 0 there is none at all while packets arrive.
+        NONE sends none, DEFERRED none while idle and else directly behind payload, INSTANT none too many;
+        with HeartbeatConfirmTime = 0 there is none at all while packets arrive.
         """
         terms = [Terms(1, mode, defer=0.5, response=0.2, confirm=1.0) for mode in HeartbeatMode]
         terms.append(Terms(1, HeartbeatMode.INSTANT, defer=0.5, response=0.2, confirm=0.0))
