@@ -587,11 +587,7 @@ class Client(TunnelEnd):
         """
         session = self.cache.by_endpoint.get(path.remote)
         pair = session.sending if session is not None else None
-        if (
-            pair is not None
-            and pair.outbound.spi == lost_keys.spi_of(notice)
-            and lost_keys.proves(notice, pair.lost_key_token)
-        ):
+        if pair is not None and lost_keys.proves(notice, pair.lost_key_token):
             return self.authenticate(path.remote.address, now)
         raise RemoteError(DropReason.UNEXPECTED_CONTROL, "a lost-key notice that proves nothing")
 

@@ -350,7 +350,6 @@ class Gateway(TunnelEnd):
 
     def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
         """Give the client's addresses up; it comes again if it wants to."""
-        self._roaming.forget(session)
         return self.presence.released(session)
 
     def unreachable(self, remote: Endpoint, now: float) -> Sequence[Action]:

@@ -44,12 +44,8 @@ class LostKeys:
         return blake2b(message, digest_size=16, key=self._secret, person=b"rvpn lost keys").digest()
 
 
-def spi_of(notice: bytes | memoryview) -> int:
-    """Return the SPI that a notice (NOTICE_SIZE bytes) is about."""
-    spi: int = _NOTICE.unpack(notice)[1]
-    return spi
-
-
 def proves(notice: bytes | memoryview, token: bytes) -> bool:
-    """Tell whether a notice shows `token`; an empty token is never shown."""
-    return bool(token) and compare_digest(_NOTICE.unpack(notice)[2], token)
+    """
+    Tell whether a notice (NOTICE_SIZE bytes) shows `token`, which stands for one SPI; an empty one never is.
+    """
+    return compare_digest(_NOTICE.unpack(notice)[2], token)

@@ -279,8 +279,7 @@ class TunnelEnd(ABC):
         actions = [] if pair.confirmed else self.confirmed(pair, now)
         session = pair.session
         session.heard(now)
-        newest = packet.sequence == pair.control.window.highest and packet.kind is not Kind.RESPONSE
-        if newest and path.remote != session.path.remote:
+        if path.remote != session.path.remote and packet.sequence == pair.control.window.highest:
             actions += self.strayed(session, path, now)
         return actions + answer(pair, packet, path, now)
 

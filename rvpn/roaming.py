@@ -56,17 +56,14 @@ class Roaming:
         move = self._moves.get(session)
         if move is None:
             return []
-        if sequence == move.old_sequence and path.remote == session.path.remote:
+        if sequence == move.old_sequence:
+            # Whoever brought it here, the challenge has reached the client at the old address.
             move.refused = True
             self._agenda.at(now + ROAMING_PAUSE, lambda _: self._give_up(session, move))
         elif sequence == move.sequence and path.remote == move.path.remote:
             patience = max(ROAMING_PATIENCE, 2 * (now - move.sent_at))
             self._agenda.at(move.sent_at + patience, lambda _: self._move(session, move))
         return []
-
-    def forget(self, session: Session) -> None:
-        """Drop what is under way for a session that ends."""
-        self._moves.pop(session, None)
 
     def _move(self, session: Session, move: _Move) -> list[Action]:
         if self._moves.get(session) is not move or move.refused:

@@ -1,7 +1,9 @@
 """
-Writes capture files that Wireshark and scapy read: the classic pcap format with nanoseconds, Ethernet frames.
+Capture files that Wireshark and scapy read: the classic pcap format with nanoseconds, Ethernet frames.
 """
 
+from collections.abc import Iterator
+from pathlib import Path
 from struct import Struct
 from typing import BinaryIO
 
@@ -23,3 +25,12 @@ class PcapWriter:
         """Append what was stored of a frame of `length` bytes."""
         self._file.write(_RECORD_HEADER.pack(seconds, nanoseconds, len(frame), length))
         self._file.write(frame)
+
+
+def frames(path: Path) -> Iterator[tuple[float, bytes]]:
+    """Yield the time of day and what was stored of each frame of a file that `PcapWriter` has written."""
+    with path.open("rb") as file:
+        file.seek(_FILE_HEADER.size)
+        while header := file.read(_RECORD_HEADER.size):
+            seconds, nanoseconds, stored, _ = _RECORD_HEADER.unpack(header)
+            yield seconds + nanoseconds / 1e9, file.read(stored)

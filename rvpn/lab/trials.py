@@ -1,7 +1,7 @@
 """
 Trials of failover: the gateway in use is broken, and what that costs is measured from outside the product.
 
-    Bench.start -> a laboratory with services, pings, a TCP transfer
+    Bench.start -> a laboratory with services, pings, a TCP transfer -> series
         -> trial: all is well -> the fault -> watched until pings are answered again -> healed -> `Trial`
     -> `Series` -> `figures`, whose keys are in docs/lab.md
 
@@ -145,27 +145,8 @@ class Series:
         }
 
 
-def run(
-    fault: str,
-    trials: int,
-    terms: Terms | None = None,
-    family: int = 4,
-    told: Callable[[Trial], None] = lambda _trial: None,
-) -> Series:
-    """
-    Break the gateway in use so many times, in a laboratory of its own; each trial is `told` at once.
-
-    Raises `LocalError` if the laboratory does not start, or is not well again after a fault.
-    """
-    terms = terms or Terms(confirm=SHORT_CONFIRM_TIME if fault == CUT_TO_GATEWAY else CONFIRM_TIME)
-    with Bench.start(terms, family) as bench:
-        if fault == CUT_TO_GATEWAY:
-            bench.stream()
-        done = []
-        for _ in range(trials):
-            done.append(bench.trial(fault))
-            told(done[-1])
-    return Series(fault, terms, family, tuple(done))
+def ignore(_trial: Trial) -> None:
+    """Do nothing with a trial that is done."""
 
 
 class Bench:
@@ -181,7 +162,6 @@ class Bench:
         self._monitor("client", "ping", ipv4, self.pings.path)
         self._monitor("client", "transfer", ipv6, self.transfer.path)
         self.inbound = Log(lab.directory / "inbound", Arrival)
-        self.inbound.path.touch()
         self._random = Random(1)  # noqa: S311 (repeatable)
 
     @classmethod
@@ -194,7 +174,7 @@ class Bench:
             lab.serve_targets()
             return cls(lab, terms, resources.pop_all())
 
-    def stream(self) -> None:
+    def _stream(self) -> None:
         """
         Send datagrams from a target to the client, which nobody answers.
 
@@ -216,7 +196,21 @@ class Bench:
         """End the traffic and the laboratory."""
         self._resources.close()
 
-    # --- One trial -------------------------------------------------------------------------------
+    # --- Trials ----------------------------------------------------------------------------------
+
+    def series(self, fault: str, trials: int, told: Callable[[Trial], None] = ignore) -> Series:
+        """
+        Break the gateway in use so many times; each trial is `told` at once.
+
+        Raises `LocalError` if the laboratory is not well again after a fault.
+        """
+        if fault == CUT_TO_GATEWAY and not self.inbound.path.exists():
+            self._stream()
+        done = []
+        for _ in range(trials):
+            done.append(self.trial(fault))
+            told(done[-1])
+        return Series(fault, self._terms, self.lab.topology.family, tuple(done))
 
     def trial(self, fault: str) -> Trial:
         """Break the gateway in use, wait until traffic flows again, and heal it. Raises `LocalError`."""
@@ -245,7 +239,7 @@ class Bench:
             pings_lost=missing(self.pings.read(), begun, healed_at),
             stall=longest_gap((each.when for each in self.transfer.read()), begun, after.when).length,
             disturbance=_outage(self._silence(healed_at, time.monotonic())),
-            inbound=sum(gap.begin < each.received < gap.end for each in self.inbound.read()),
+            inbound=self._inbound(gap),
             bytes_verified=after.verified - before.verified,
             bytes_wrong=after.wrong - before.wrong,
             tcp_broken=after.broken - before.broken,
@@ -288,6 +282,10 @@ class Bench:
         elif undo := faults.FAULTS[fault].undo:
             faults.FAULTS[undo].inflict(self.lab, gateway)
 
+    def _inbound(self, gap: Gap) -> int:
+        arrivals = self.inbound.read() if self.inbound.path.exists() else ()
+        return sum(gap.begin < each.received < gap.end for each in arrivals)
+
     # --- Health ----------------------------------------------------------------------------------
 
     def _wait_passable(self, gateway: str) -> None:
@@ -325,7 +323,8 @@ class Bench:
             yield f"the client has {len(sessions)} sessions of {wanted}"
         if not self._steady():
             yield "pings are not answered"
-        if time.monotonic() - self.transfer.read()[-1].when > _STEADY:
+        progress = self.transfer.read()[-1:]
+        if not progress or time.monotonic() - progress[0].when > _STEADY:
             yield "the transfer stands still"
 
     def _steady(self) -> bool:

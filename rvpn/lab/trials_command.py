@@ -1,4 +1,6 @@
-"""`rvpn lab failover`: trials of failover from the command line; the figures as a table or as JSON."""
+"""
+`rvpn lab failover` and `rvpn lab heartbeats`: what is measured, from the command line, as a table or as JSON.
+"""
 
 import argparse
 import json
@@ -7,16 +9,33 @@ from collections.abc import Callable, Iterator, Sequence
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import CONFIRM_TIME, HeartbeatMode
 from rvpn.errors import LocalError
-from rvpn.lab import trials
+from rvpn.lab import economy
+from rvpn.lab.economy import Count
 from rvpn.lab.records import spread
 from rvpn.lab.report import mark, say, table
-from rvpn.lab.trials import CUT_TO_GATEWAY, FAULTS, SHORT_CONFIRM_TIME, Figures, Series, Terms, Trial
+from rvpn.lab.trials import CUT_TO_GATEWAY, FAULTS, SHORT_CONFIRM_TIME, Bench, Figures, Series, Terms, Trial
 
 ALL, AUTO = "all", "auto"
 
 
 def register(parsers: Subparsers) -> None:
-    """Add `failover`."""
+    """Add `failover` and `heartbeats`."""
+    _register_failover(parsers)
+    heartbeats = parsers.add_parser(
+        "heartbeats",
+        help="count what an idle and a busy client sends, in each heartbeat mode",
+        description="Start one lab for each heartbeat mode and count the packets that the client sends while "
+        "it is idle, while its packets are answered, and while they are not. Exits with 0 if that is what "
+        "the modes promise.",
+    )
+    heartbeats.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="for each of the three (default: 60)"
+    )
+    heartbeats.add_argument("--json", action="store_true", help="print one JSON object")
+    heartbeats.set_defaults(run=_heartbeats)
+
+
+def _register_failover(parsers: Subparsers) -> None:
     failover = parsers.add_parser(
         "failover",
         help="break the gateway in use, again and again, and measure the outages",
@@ -72,7 +91,8 @@ def _failover(options: argparse.Namespace) -> int:
     for name in names:
         if not options.json:
             say(f"- {name}")
-        done.append(trials.run(name, options.trials, _terms(name, options), options.family, _told(options)))
+        with Bench.start(_terms(name, options), options.family) as bench:
+            done.append(bench.series(name, options.trials, _told(options)))
     if options.json:
         say(json.dumps(done[0].figures() if len(done) == 1 else together(done)))
     else:
@@ -144,3 +164,47 @@ def _rows(done: Sequence[Series]) -> Iterator[Sequence[object]]:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.0f} ms"
+
+
+# --- Heartbeats ----------------------------------------------------------------------------------
+
+
+def _heartbeats(options: argparse.Namespace) -> int:
+    # The patent's and the policy's default times.
+    terms = [Terms(heartbeat=mode, defer=5.0, response=1.0) for mode in HeartbeatMode]
+    counts = economy.count(terms, options.seconds)
+    good = all(count.good for count in counts)
+    if options.json:
+        figures = [_count_figures(count) for count in counts]
+        say(json.dumps({"seconds": options.seconds, "good": good, "counts": figures}))
+    else:
+        say(table(_count_rows(counts)))
+    return 0 if good else 1
+
+
+def _count_figures(count: Count) -> Figures:
+    return {
+        "heartbeat": count.terms.heartbeat.value,
+        "load": count.load.value,
+        "seconds": round(count.seconds, 3),
+        "payload": count.payload,
+        "heartbeats": count.heartbeats,
+        "following_payload": count.following,
+        "other": count.other,
+        "good": count.good,
+    }
+
+
+def _count_rows(counts: Sequence[Count]) -> Iterator[Sequence[object]]:
+    yield "", "MODE", "CLIENT", "SECONDS", "PAYLOAD", "HEARTBEATS", "DIRECTLY BEHIND PAYLOAD", "OTHER"
+    for count in counts:
+        yield (
+            mark(count.good),
+            count.terms.heartbeat.value,
+            count.load.value,
+            f"{count.seconds:.1f}",
+            count.payload,
+            count.heartbeats,
+            count.following,
+            count.other,
+        )
