@@ -31,6 +31,7 @@ from rvpn.interfaces import (
     DatagramBatch,
     Endpoint,
     Event,
+    Fields,
     Parameters,
     Path,
     PeerIdentity,
@@ -187,7 +188,7 @@ class Gateway(TunnelEnd):
             return []
         more, self._refusals, self._refusals_told_at = self._refusals - 1, 0, now
         message = "refused a key exchange from {endpoint}: {reason}"
-        fields: dict[str, str | int | float | bool] = {"endpoint": str(path.remote), "reason": str(error)}
+        fields: Fields = {"endpoint": str(path.remote), "reason": str(error)}
         if more:
             message, fields = message + " ({more} more before it)", {**fields, "more": more}
         return [Event(message, fields)]
@@ -246,7 +247,7 @@ class Gateway(TunnelEnd):
         context = established.context
         answer, peer = context.own_parameters, context.peer
         if answer.refusal:
-            fields: dict[str, str | int | float | bool] = {"peer": peer.name, "reason": answer.refusal}
+            fields: Fields = {"peer": peer.name, "reason": answer.refusal}
             return [Event("refused {peer}: {reason}", fields, warning=True)]
         pair = SAPair(context, initiator=False, path=established.path, now=now)
         session = Session(peer, peer, established.path, answer.inner_addresses, now)
@@ -316,7 +317,7 @@ class Gateway(TunnelEnd):
         self._endpoints[session.peer] = pair.path.remote
         actions: list[Action] = []
         if session.sending is pair and len(session.pairs) == 1:
-            fields: dict[str, str | int | float | bool] = {
+            fields: Fields = {
                 "peer": session.name,
                 "endpoint": str(pair.path.remote),
             }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST
-from rvpn.interfaces import Action, Event, IPAddress, RandomSource
+from rvpn.interfaces import Action, Event, Fields, IPAddress, RandomSource
 from rvpn.policy.model import Cluster
 
 
@@ -106,7 +106,7 @@ class KeyManagementService:
         """Hear that `gateway` gave no key: try the next one for each request that wanted it (R3)."""
         self.failures += 1
         self.failed_at[gateway] = now
-        fields: dict[str, str | int | float | bool] = {"gateway": str(gateway), "reason": reason}
+        fields: Fields = {"gateway": str(gateway), "reason": reason}
         actions: list[Action] = [Event("no key from gateway {gateway}: {reason}", fields, warning=True)]
         for name, request in list(self._requests.items()):
             if request.gateway != gateway:
