@@ -56,6 +56,7 @@ from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
 from rvpn.kms import KeyManagementService
+from rvpn.memo import Memo
 from rvpn.node import EXPIRED, LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement, ended
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
@@ -63,7 +64,7 @@ from rvpn.policy.model import Policy
 from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session
 
-#: Addresses whose policy lookup is remembered; when there are more, all are forgotten.
+#: Addresses whose policy lookup is remembered.
 _REMEMBERED_LOOKUPS = 4096
 #: Packets back to which an ICMP error may refer.
 _RECENT = 1024
@@ -114,7 +115,7 @@ class Client(TunnelEnd):
         self._policy = policy
         self._initiations.lifetime = policy.exchange_time
         self._index = TunnelIndex(policy.tunnels)
-        self._lookups: dict[bytes, ClusterInUse | None] = {}
+        self._cluster_of = Memo(self._find_cluster, _REMEMBERED_LOOKUPS)
         named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
         self.kms.read(named.values(), randomize=policy.randomize_clusters)
         clusters = [ClusterInUse(cluster, self.kms.order(name)) for name, cluster in named.items()]
@@ -143,7 +144,7 @@ class Client(TunnelEnd):
         """See `rvpn.interfaces.Node`."""
         try:
             next_header, source, destination = addresses(packet)
-            cluster = self._cluster_of(destination)
+            cluster = self._cluster_of[destination]
             if cluster is None:
                 self.drop(DropReason.NO_TUNNEL)
                 return ()
@@ -180,7 +181,7 @@ class Client(TunnelEnd):
         """Let through what comes from a target behind that gateway (R13) to one of our inner addresses."""
         if destination not in self._packed_addresses:
             raise RemoteError(DropReason.WRONG_DESTINATION)
-        cluster = self._cluster_of(source)
+        cluster = self._cluster_of[source]
         if cluster is None or session.key not in cluster:
             raise RemoteError(DropReason.WRONG_SOURCE)
 
@@ -208,22 +209,12 @@ class Client(TunnelEnd):
         """Hear that links or addresses of this host changed, or that it slept: probe at once (X6)."""
         return self.failover.network_changed(now)
 
-    def _cluster_of(self, address: bytes) -> ClusterInUse | None:
+    def _find_cluster(self, address: bytes) -> ClusterInUse | None:
         """Return the cluster of the first tunnel entry that covers `address` (packed)."""
-        try:
-            return self._lookups[address]
-        except KeyError:
-            pass
-        if len(self._lookups) >= _REMEMBERED_LOOKUPS:
-            self._lookups.clear()
         tunnel = self._index.find_packed(address)
-        cluster = (
-            self.failover.clusters[tunnel.cluster.name]
-            if tunnel is not None and tunnel.cluster is not None
-            else None
-        )
-        self._lookups[address] = cluster
-        return cluster
+        if tunnel is None or tunnel.cluster is None:
+            return None
+        return self.failover.clusters[tunnel.cluster.name]
 
     def _wait(self, cluster: ClusterInUse, packet: memoryview, now: float) -> list[Action]:
         if not cluster.wait(bytes(packet)):

@@ -31,6 +31,7 @@ from rvpn.interfaces import (
     DatagramBatch,
     Endpoint,
     Event,
+    Fields,
     Parameters,
     Path,
     PeerIdentity,
@@ -45,6 +46,7 @@ from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
 from rvpn.lost_keys import NOTICE_SIZE, LostKeys
+from rvpn.memo import Memo
 from rvpn.node import LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement
 from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
@@ -56,7 +58,7 @@ from rvpn.sessions import SAPair, Session
 
 #: Seconds between two lines in the log about refused key exchanges.
 REFUSAL_INTERVAL = 1.0
-#: LAN addresses whose check is remembered; when there are more, all are forgotten.
+#: Addresses of which it is remembered whether they are on the LAN.
 _REMEMBERED_TARGETS = 4096
 
 
@@ -107,7 +109,7 @@ class Gateway(TunnelEnd):
         self._policy = policy
         self._clients: dict[PeerIdentity, Client] = {client.identity: client for client in policy.clients}
         self._client_of = {address.packed: c for c in policy.clients for address in c.inner_addresses}
-        self._on_lan: dict[bytes, bool] = {}
+        self._on_lan = Memo(self._is_on_lan, _REMEMBERED_TARGETS)
         self._calls.read(policy)
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
@@ -141,19 +143,12 @@ class Gateway(TunnelEnd):
         """Let through what comes from an inner address of that client to an address on the LAN."""
         if source not in session.packed_addresses:
             raise RemoteError(DropReason.WRONG_SOURCE)
-        if not self._is_on_lan(destination):
+        if not self._on_lan[destination]:
             raise RemoteError(DropReason.WRONG_DESTINATION)
 
     def _is_on_lan(self, address: bytes) -> bool:
-        try:
-            return self._on_lan[address]
-        except KeyError:
-            pass
-        if len(self._on_lan) >= _REMEMBERED_TARGETS:
-            self._on_lan.clear()
         target = ip_address(address)
-        self._on_lan[address] = found = any(target in network for network in self._policy.lan_networks)
-        return found
+        return any(target in network for network in self._policy.lan_networks)
 
     def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """Answer ESP of nobody with the proof that its keys are lost, if they are (X3, R16)."""
@@ -197,7 +192,7 @@ class Gateway(TunnelEnd):
             return []
         more, self._refusals, self._refusals_told_at = self._refusals - 1, 0, now
         message = "refused a key exchange from {endpoint}: {reason}"
-        fields: dict[str, str | int | float | bool] = {"endpoint": str(path.remote), "reason": str(error)}
+        fields: Fields = {"endpoint": str(path.remote), "reason": str(error)}
         if more:
             message, fields = message + " ({more} more before it)", {**fields, "more": more}
         return [Event(message, fields)]
@@ -256,7 +251,7 @@ class Gateway(TunnelEnd):
         context = established.context
         answer, peer = context.own_parameters, context.peer
         if answer.refusal:
-            fields: dict[str, str | int | float | bool] = {"peer": peer.name, "reason": answer.refusal}
+            fields: Fields = {"peer": peer.name, "reason": answer.refusal}
             return [Event("refused {peer}: {reason}", fields, warning=True)]
         pair = SAPair(context, initiator=False, path=established.path, now=now)
         session = Session(peer, peer, established.path, answer.inner_addresses, now)
@@ -331,7 +326,7 @@ class Gateway(TunnelEnd):
         self._last_sessions[session.peer] = session
         actions: list[Action] = []
         if len(session.pairs) == 1:
-            fields: dict[str, str | int | float | bool] = {
+            fields: Fields = {
                 "peer": session.name,
                 "endpoint": str(pair.path.remote),
             }

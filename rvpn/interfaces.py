@@ -14,6 +14,8 @@ from rvpn.constants import Mechanism, TransformID
 from rvpn.errors import DropReason
 
 IPAddress = IPv4Address | IPv6Address
+#: What a line in the log tells, by name; never secret.
+Fields = dict[str, str | int | float | bool]
 
 
 class Endpoint(NamedTuple):
@@ -112,12 +114,11 @@ class Event:
     """
     Something worth a line in the log.
 
-    `message` is a format string over `fields`, as twisted.logger's. Fields are str, int, float or bool and
-    never secret.
+    `message` is a format string over `fields`, as twisted.logger's.
     """
 
     message: str
-    fields: dict[str, str | int | float | bool] = field(default_factory=dict)
+    fields: Fields = field(default_factory=dict)
     warning: bool = False
 
 
@@ -263,7 +264,7 @@ class Node(Protocol):
         """Do what is due."""
 
     def close(self, now: float) -> Sequence[Action]:
-        """Tell every peer that its session ends (the service waits for `quiet` or a second)."""
+        """Tell every peer that its session ends; the service waits a moment for `quiet`."""
 
     @property
     def quiet(self) -> bool:

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rvpn.interfaces import Action, Event
+from rvpn.interfaces import Action, Event, Fields
 
 #: Entries that are kept.
 KEPT = 100
@@ -55,7 +55,7 @@ class Journal:
 
 def told(change: Change) -> Action:
     """Return the log line of an entry; its fields make the JSON log the journal on disk."""
-    fields: dict[str, str | int | float | bool] = {
+    fields: Fields = {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in asdict(change).items()
         if value is not None

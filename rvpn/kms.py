@@ -11,12 +11,13 @@ A gateway has at most one exchange at a time, shared by all clusters that want i
 exchanges themselves are in `rvpn.initiations`.
 """
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST
-from rvpn.interfaces import Action, Event, IPAddress, RandomSource
+from rvpn.interfaces import Action, Event, Fields, IPAddress, RandomSource
 from rvpn.policy.model import Cluster
 
 
@@ -47,6 +48,7 @@ class KeyManagementService:
         self._order: dict[str, list[IPAddress]] = {}
         self._requests: dict[str, _Request] = {}
         self._backoff: dict[str, tuple[float, float]] = {}
+        self._given_up: deque[tuple[IPAddress, str]] = deque()
         self.failed_at: dict[IPAddress, float] = {}
         self.established = self.failures = 0
 
@@ -103,10 +105,24 @@ class KeyManagementService:
         self.failed_at[gateway] = now
 
     def given_up(self, gateway: IPAddress, reason: str, now: float) -> list[Action]:
-        """Hear that `gateway` gave no key: try the next one for each request that wanted it (R3)."""
+        """
+        Hear that `gateway` gave no key: try the next one for each request that wanted it (R3).
+
+        What is given up meanwhile, for want of a key in the policy, waits its turn: clusters may be large.
+        """
+        self._given_up.append((gateway, reason))
+        if len(self._given_up) > 1:
+            return []
+        actions: list[Action] = []
+        while self._given_up:
+            actions += self._go_on(*self._given_up[0], now)
+            self._given_up.popleft()
+        return actions
+
+    def _go_on(self, gateway: IPAddress, reason: str, now: float) -> list[Action]:
         self.failures += 1
         self.failed_at[gateway] = now
-        fields: dict[str, str | int | float | bool] = {"gateway": str(gateway), "reason": reason}
+        fields: Fields = {"gateway": str(gateway), "reason": reason}
         actions: list[Action] = [Event("no key from gateway {gateway}: {reason}", fields, warning=True)]
         for name, request in list(self._requests.items()):
             if request.gateway != gateway:

@@ -33,6 +33,7 @@ from rvpn.interfaces import (
     Deliver,
     Endpoint,
     Event,
+    Fields,
     PacketBatch,
     Path,
     RandomSource,
@@ -338,7 +339,7 @@ class TunnelEnd(ABC):
             return ()
         learnt = session.inner_mtu
         self.agenda.at(now + PATH_MTU_LIFETIME, lambda _: self._forget_path_mtu(session, learnt))
-        fields: dict[str, str | int | float | bool] = {"remote": str(remote), "mtu": mtu, "inner": learnt}
+        fields: Fields = {"remote": str(remote), "mtu": mtu, "inner": learnt}
         return [Event("the path to {remote} carries {mtu} bytes: inner packets of {inner}", fields)]
 
     def _forget_path_mtu(self, session: Session, learnt: int) -> Iterable[Action]:

@@ -7,7 +7,6 @@ that has no session. Addresses are packed (4 or 16 bytes, network order), length
 lengths lie raises `RemoteError` MALFORMED_PACKET, and nothing else is ever raised.
 """
 
-from enum import Enum, unique
 from struct import Struct
 from typing import NamedTuple
 
@@ -47,17 +46,8 @@ _PSEUDO_HEADER = Struct("!16s16sII")
 _DONT_FRAGMENT, _FRAGMENT_OFFSET = 0x4000, 0x1FFF
 _HOP_LIMIT = 64
 
-
-@unique
-class Unreachable(Enum):
-    """Why a destination is unreachable: for each IP version the ICMP type and code."""
-
-    #: No gateway answers: host unreachable (RFC 792), address unreachable (RFC 4443).
-    HOST = {4: (3, 1), 6: (1, 3)}
-    #: The policy allows no session: communication administratively prohibited (RFC 1812, RFC 4443).
-    PROHIBITED = {4: (3, 13), 6: (1, 1)}
-
-
+# Host unreachable (RFC 792), address unreachable (RFC 4443).
+_UNREACHABLE = {4: (3, 1), 6: (1, 3)}
 # Fragmentation needed (RFC 1191 section 4), packet too big (RFC 4443 section 3.2).
 _TOO_BIG = {4: (3, 4), 6: (2, 0)}
 
@@ -161,7 +151,7 @@ def too_big(packet: memoryview, mtu: int, source: bytes) -> bytes | None:
     return _error(packet, headers, source, _TOO_BIG[headers.version], mtu)
 
 
-def unreachable(packet: memoryview, source: bytes, reason: Unreachable = Unreachable.HOST) -> bytes | None:
+def unreachable(packet: memoryview, source: bytes) -> bytes | None:
     """
     Return the ICMP error from `source` saying that the destination of `packet` cannot be reached, or None.
 
@@ -169,7 +159,7 @@ def unreachable(packet: memoryview, source: bytes, reason: Unreachable = Unreach
     and where `source` is of the other IP version.
     """
     headers = inspect(packet)
-    return _error(packet, headers, source, reason.value[headers.version], 0)
+    return _error(packet, headers, source, _UNREACHABLE[headers.version], 0)
 
 
 def _error(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rvpn.agenda import Agenda
 from rvpn.constants import EXCHANGE_TIME, ROAMING_PATIENCE, ROAMING_PAUSE
-from rvpn.interfaces import Action, Event, Path, Send
+from rvpn.interfaces import Action, Event, Fields, Path, Send
 from rvpn.session_control import Kind
 from rvpn.sessions import Session, SessionCache
 
@@ -73,7 +73,7 @@ class Roaming:
             return []
         old = session.path.remote
         self._cache.move(session, move.path)
-        fields: dict[str, str | int | float | bool] = {
+        fields: Fields = {
             "peer": session.name,
             "old": str(old),
             "new": str(move.path.remote),

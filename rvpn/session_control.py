@@ -32,8 +32,6 @@ from rvpn.esp.replay import ReplayWindow
 
 #: Bytes of a control key.
 CONTROL_KEY_SIZE = 32
-#: The largest ownership generation: it has the size of a TAI64N label.
-MAX_GENERATION = (1 << 96) - 1
 
 # SPI, kind, status, reserved, session, sequence, in reply to, generation.
 _BODY = Struct("!IBBHIQQ12s")

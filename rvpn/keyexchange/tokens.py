@@ -30,7 +30,6 @@ from hashlib import blake2b
 from rvpn.constants import KEY_EXCHANGE_DATAGRAM, KEY_EXCHANGE_MARKER, KEY_EXCHANGE_VERSION
 from rvpn.errors import DropReason, LocalError, RemoteError
 
-EXCHANGE_ID = 8
 COOKIE = 16
 #: Fragments of one token; the bitmap has room for no more.
 MAX_FRAGMENTS = 32

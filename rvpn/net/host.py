@@ -73,7 +73,7 @@ _log = Logger()
 
 class HostChanges:
     """
-    The changes of one node to its host. Every method raises `LocalError` if the kernel or the disk refuses.
+    The changes of one node to its host. All methods but `undo` raise `LocalError` if kernel or disk refuse.
 
     `netlink` is a socket in the network namespace that is to be changed. The node's UDP sockets are to carry
     `OUTER_MARK`.
@@ -96,8 +96,18 @@ class HostChanges:
             _log.info("taken back, left by a process that was killed: {change}", change=str(change))
 
     def undo(self) -> None:
-        """Take everything back, the last change first. What the kernel refuses is left for the next start."""
-        if count := len(self._take_back(list(self._changes))):
+        """
+        Take everything back, the last change first; never raises.
+
+        What the kernel refuses is left for the next start. Where the disk keeps the journal as it is, that
+        start takes back once more what is not there.
+        """
+        before = len(self._changes)
+        try:
+            self._take_back(list(self._changes))
+        except LocalError as error:
+            _log.error("the journal of changes to this host stays as it is: {error}", error=str(error))
+        if count := before - len(self._changes):
             _log.info("{count} changes to this host taken back", count=count)
 
     def prepare_tun(self, name: str, addresses: Iterable[IPAddress], mtu: int) -> None:
@@ -179,8 +189,13 @@ class HostChanges:
         ]
 
     def _make(self, changes: Iterable[Change]) -> None:
-        """Make all of these changes that are not made yet, or none."""
-        new = [change for change in changes if change not in self._changes]
+        """
+        Make all of these changes that are not made yet, or none.
+
+        A `Sysctl` is one that the kernel was just found to lack: an interface that was removed and made anew
+        has lost what was noted for the one before.
+        """
+        new = [change for change in changes if change not in self._changes or isinstance(change, Sysctl)]
         if not new:
             return
         try:

@@ -123,6 +123,21 @@ class Netlink:
         with _refused(f"set the link up with MTU {mtu}"):
             self._kernel.link("set", index=device, mtu=mtu, state="up")
 
+    def add_name(self, device: int, name: str) -> bool:
+        """
+        Give an interface a further name; False if another interface of this namespace has it.
+
+        It goes with the interface. A kernel before 5.5 has no such names, and nobody is ever refused one.
+        """
+        try:
+            self._kernel.link("property_add", index=device, altname=name)
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return False
+            if error.code != errno.EOPNOTSUPP:
+                raise LocalError(f"cannot name the link {name}: {error}") from error
+        return True
+
     def addresses(self, device: int) -> set[IPAddress]:
         """Return the addresses of an interface."""
         with _refused("read addresses"):

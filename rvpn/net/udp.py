@@ -21,7 +21,7 @@ import select
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
@@ -30,6 +30,7 @@ from zope.interface import implementer
 
 from rvpn.errors import LocalError
 from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path
+from rvpn.memo import Memo
 from rvpn.net.udpsocket import (
     DATAGRAM_ANCILLARY,
     ERROR_ANCILLARY,
@@ -91,8 +92,8 @@ class UDPPort:
         self._protocol = protocol
         self._reactor = reactor
         self._batch = batch
-        self._origins: dict[tuple[object, bytes], Path] = {}
-        self._targets: dict[Path, tuple[Ancillary, tuple[str, int]]] = {}
+        self._origins = Memo(_origin, REMEMBERED_PATHS)
+        self._targets = Memo(_target, REMEMBERED_PATHS)
 
     def startReading(self) -> None:
         """Begin to deliver datagrams and errors."""
@@ -119,7 +120,7 @@ class UDPPort:
 
     def sendDatagram(self, datagram: bytes | memoryview, path: Path) -> bool:
         """Send one datagram; False, with `send_errno` set, if the kernel did not take it. Never raises."""
-        ancillary, remote = self._targets.get(path) or self._target(path)
+        ancillary, remote = self._targets[path]
         # The error of an earlier datagram makes the next send fail, once, whoever that one is for.
         for _ in range(2):
             try:
@@ -129,13 +130,6 @@ class UDPPort:
             else:
                 return True
         return False
-
-    def _target(self, path: Path) -> tuple[Ancillary, tuple[str, int]]:
-        if len(self._targets) >= REMEMBERED_PATHS:
-            self._targets.clear()
-        target = from_address(path.local), (str(path.remote.address), path.remote.port)
-        self._targets[path] = target
-        return target
 
     def doRead(self) -> None:
         """Deliver the errors and datagrams that wait, at most `READS_PER_WAKEUP` of each."""
@@ -156,23 +150,13 @@ class UDPPort:
                 return
             except OSError:  # the error of an earlier datagram; its details come by the error queue
                 continue
-            batch.path = self._origin(source, ancillary)
+            batch.path = self._origins[source, *ancillary]
             batch.size = batch.length = length
             batch.count = 1
             try:
                 self._protocol.batchReceived(batch)
             except Exception:
                 _log.failure("a datagram from {path.remote} could not be handled", path=batch.path)
-
-    def _origin(self, source: tuple[str, int], ancillary: Ancillary) -> Path:
-        key = source, ancillary[0][2] if ancillary else b""
-        path = self._origins.get(key)
-        if path is None:
-            if len(self._origins) >= REMEMBERED_PATHS:
-                self._origins.clear()
-            path = Path(Endpoint(ip_address(source[0]), source[1]), local_address(ancillary))
-            self._origins[key] = path
-        return path
 
     def _read_errors(self) -> None:
         # Reading it clears it: an error for which the kernel had no memory to queue would wake us for ever.
@@ -278,6 +262,17 @@ class UDPPorts:
         if not taken:
             self.send_errno = port.send_errno
         return taken
+
+
+def _target(path: Path) -> tuple[Ancillary, tuple[str, int]]:
+    """Return what `sendmsg` wants to know of a path."""
+    return from_address(path.local), (str(path.remote.address), path.remote.port)
+
+
+def _origin(told: tuple[Any, ...]) -> Path:
+    """Return the path of a datagram, of which `recvmsg` told the source and the ancillary data."""
+    source, *ancillary = told
+    return Path(Endpoint(ip_address(source[0]), source[1]), local_address(ancillary))
 
 
 def _everywhere() -> Sequence[IPAddress]:

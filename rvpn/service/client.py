@@ -115,7 +115,11 @@ class ClientService(TunnelService[Client]):
             self._reactor.callLater(1.0, self._save_generation)
 
     def _save_generation(self) -> None:
-        self._state.write(_GENERATION, self.node.generation.to_bytes(12))
+        try:
+            self._state.write(_GENERATION, self.node.generation.to_bytes(12))
+        except LocalError as error:
+            # The clock gives a newer one after a restart, unless it goes back.
+            self._log.error("the ownership generation is not saved: {error}", error=str(error))
 
 
 def _gateways(policy: Policy) -> set[IPAddress]:

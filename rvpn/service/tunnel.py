@@ -11,7 +11,6 @@ before twistd leaves the terminal; `stopService` says good-bye to the peers and 
 
 import atexit
 import errno
-import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -113,12 +112,14 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         """Take what the role needs from the host. Raises `LocalError`, and then holds nothing."""
         with ExitStack() as resources:
             self._configuration = config = configuration.read(self._file, self.role)
-            resources.callback(_occupy(self.role).close)
             state = StateDirectory(config.state_directory)
             resources.callback(state.close)
             self._netlink = Netlink()
             resources.callback(self._netlink.close)
             policy = config.policy
+            self._tun = TunPort(policy.device_name, self, self._reactor)
+            resources.callback(self._tun.close)
+            self._be_the_only_one()
             self._host = HostChanges(state, self.role, self._netlink)
             self._host.recover()
             resources.callback(self._host.undo)
@@ -127,8 +128,6 @@ class TunnelService(Service, ABC, Generic[NodeT]):
                 policy.listen, policy.port, TunnelProtocol(self), self._reactor, received, OUTER_MARK
             )
             resources.callback(self._udp.close)
-            self._tun = TunPort(policy.device_name, self, self._reactor)
-            resources.callback(self._tun.close)
             self.mtu = self._prepare_host(policy)
             self.node = self._make_node(config, state)
             self._alarm = alarm.Alarm(self._ring, self._reactor)
@@ -143,6 +142,18 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         # Should twistd fail at something else, `stopService` is never called.
         atexit.register(self._resources.close)
         self._started_at = self.now()
+
+    def _be_the_only_one(self) -> None:
+        """
+        Keep other processes of this role out of this network namespace, whose routing table they would share.
+
+        No two interfaces have a name in common, only CAP_NET_ADMIN gives names, and the TUN device takes its
+        own with it when the process ends. This one is too long for what anybody calls an interface.
+        """
+        if not self._netlink.add_name(self._tun.index, f"the-only-rvpn-{self.role.value}"):
+            raise LocalError(
+                f"another rvpn {self.role.value} runs on this host; there can be one of each role"
+            )
 
     def startService(self) -> None:
         """Begin to carry packets."""
@@ -319,21 +330,3 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._prepare_host(policy)
         except LocalError as error:
             raise LocalError(f"{cause}\nand the former routes could not be restored: {error}") from cause
-
-
-def _occupy(role: Role) -> socket.socket:
-    """
-    Keep other processes of this role out of this network namespace, whose routing table they would share.
-
-    Returns a socket without use but its name: abstract ones belong to the network namespace, and go with the
-    process (unix(7)).
-    """
-    occupied = socket.socket(socket.AF_UNIX)
-    try:
-        occupied.bind(f"\0rvpn {role.value}")
-    except OSError:
-        occupied.close()
-        raise LocalError(
-            f"another rvpn {role.value} runs on this host; there can be one of each role"
-        ) from None
-    return occupied

@@ -100,6 +100,20 @@ class EndTests(NodesTestCase):
         self.ping(wait=0.05)
         self.assertNotEqual(wire.clear(TARGET), 0)
 
+    def test_full_disk(self) -> None:
+        """Where the state directory takes nothing more, a stop still gives everything back, and says so."""
+        before = self.client.host
+        self.start_both()
+        self.assertEqual(self.ping(), 3)
+        for name in "generation", "host-changes.json":
+            (self.client.directory / "node.state" / f".{name}.new").mkdir()
+        self.assertEqual(self.client.stop(), 0)
+        self.assertSameHost(self.client, before)
+        self.assertIn("the ownership generation is not saved: cannot write", self.client.log)
+        self.assertIn("the journal of changes to this host stays as it is: cannot", self.client.log)
+        self.assertIn("rvpn client has stopped", self.client.log)
+        self.assertNotIn("Traceback", self.client.log)
+
     def test_device_removed(self) -> None:
         """A node whose TUN device somebody removes ends with exit code 1, and takes everything back."""
         before = self.client.host

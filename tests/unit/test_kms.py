@@ -103,6 +103,19 @@ class RequestTests(KMSTestCase):
             self.assertEqual(self.client.running, {SECOND})
             self.assertEqual((self.kms.failures, self.client.rejections), (1, []))
 
+    def test_no_keys_at_all(self) -> None:
+        """R3: a cluster of any size is rejected at once if the policy has a key for none of its gateways."""
+        gateways = tuple(ip_address("2001:db8::") + number for number in range(2000))
+        self.kms.read([Cluster("c", gateways), Cluster("d", gateways[::-1])], randomize=False)
+        self.client.keyless = set(gateways)
+        for cluster in ("c", "d"):
+            self.request(cluster)
+        self.assertEqual((self.client.rejections, self.client.asked), (["c", "d"], []))
+        told = [line for line in self.warnings if "no key from gateway" in line]
+        self.assertEqual((len(told), self.kms.failures), (4000, 4000))
+        self.assertIn(str(gateways[0]), told[0])
+        self.assertIn(str(gateways[-1]), told[1999])
+
     def test_rejected(self) -> None:
         """R3: when all have failed the client hears so once, and again at once within the back-off."""
         self.request("a")

@@ -154,6 +154,28 @@ class HostChangesTests(SynchronousTestCase):
         self.started()
         self.assertEqual([found for found in self.kernel.present if isinstance(found, Rule)], [])
 
+    def test_full_disk(self) -> None:
+        """Everything is taken back although that cannot be noted; the next start does no harm."""
+        self.route("10.9.0.0/16")
+        (self.state.path / f".{JOURNAL}.new").mkdir()
+        self.host.undo()
+        (left,) = self.kernel.present  # goes with the TUN device
+        self.assertEqual(left, Route("10.9.0.0/16", 29300, "unicast", 2, 7))
+        (self.state.path / f".{JOURNAL}.new").rmdir()
+        self.started()
+        self.assertEqual(self.kernel.present, [left])
+
+    def test_interface_made_anew(self) -> None:
+        """Forwarding is switched on again on an interface that was removed and made anew."""
+        switch = changes.PROC_SYS / "net/ipv4/conf/lan/forwarding"
+        switch.parent.mkdir(parents=True)
+        for _ in range(2):
+            switch.write_text("0")
+            self.host.enable_forwarding(["lan"], [4])
+            self.assertEqual(switch.read_text(), "1")
+        self.host.undo()
+        self.assertEqual(switch.read_text(), "0")
+
     def test_damaged_journal(self) -> None:
         """A journal that cannot be read stops the start: nobody knows what is to be taken back."""
         self.state.write(JOURNAL, b"?")

@@ -10,7 +10,6 @@ from rvpn.errors import DropReason, RemoteError
 from rvpn.session_control import (
     CONTROL_KEY_SIZE,
     CONTROL_SIZE,
-    MAX_GENERATION,
     ControlChannel,
     ControlPacket,
     Kind,
@@ -33,7 +32,7 @@ packets = st.builds(
     sequence=st.integers(0, 2**64 - 1),
     status=st.sampled_from(Status),
     in_reply_to=st.integers(0, 2**64 - 1),
-    generation=st.integers(0, MAX_GENERATION),
+    generation=st.integers(0, (1 << 96) - 1),
 )
 
 
