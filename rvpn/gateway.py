@@ -121,6 +121,9 @@ class Gateway(TunnelEnd):
             if client is None or not session.packed_addresses <= {a.packed for a in client.inner_addresses}:
                 actions += self.fail(session, "the policy no longer has it", now)
         self._freshness.keep(self._clients)
+        self.presence.response_time = policy.heartbeat_response_time or RESPONSE_UNMEASURED
+        for gone in self.presence.newest.keys() - self._clients.keys():
+            del self.presence.newest[gone]
         for peer in self._last_sessions.keys() - self._clients.keys():
             del self._last_sessions[peer]
         return actions
@@ -420,7 +423,19 @@ class Gateway(TunnelEnd):
     def _ask_owner(self, session: Session, now: float) -> list[Action]:
         if session.sending is None:
             return []
-        return [Send(session.sending.control.send(Kind.OWNER), session.path)]
+        question = Send(session.sending.control.send(Kind.OWNER), session.path)
+        session.owner_asked = session.sending.control.sequence
+        return [question]
+
+    def _on_ack(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
+        """Take the bare answer to `owner?` for what it says: the client uses another gateway (DESIGN 8)."""
+        actions = super()._on_ack(pair, packet, path, now)
+        session = pair.session
+        asked = session.owner_asked if session is not None and pair is session.sending else 0
+        if session is None or not asked or packet.in_reply_to != asked:
+            return actions
+        session.owner_asked = 0
+        return [*actions, *self.presence.released(session)]
 
     def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """

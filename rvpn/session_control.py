@@ -43,7 +43,7 @@ CONTROL_SIZE = _BODY.size + _TAG_SIZE
 
 @unique
 class Kind(IntEnum):
-    """What a control packet says. HEARTBEAT draws ANSWER, CHALLENGE RESPONSE, OWNER CLAIM or CLOSE."""
+    """What a control packet says. HEARTBEAT draws ANSWER, CHALLENGE RESPONSE, OWNER CLAIM or ACK."""
 
     HEARTBEAT = 1
     ANSWER = 2

@@ -113,6 +113,7 @@ class Session:
         self.round_trip = RoundTrip()
         self.detector: FailureDetector | None = None
         self.awaits_payload = False
+        self.owner_asked = 0
         self.used_since: float | None = None
         self.packets_out_then = 0
         self.literal_rate = Rate(LITERAL_PER_ENDPOINT)
