@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rvpn import session_control
-from rvpn.agenda import Agenda
+from rvpn.agenda import Agenda, Appointment
 from rvpn.constants import (
     CONFIRMATION_TIME,
     CONTROL_INTERVAL,
@@ -249,17 +249,24 @@ class TunnelEnd(ABC):
         pair = session.sending
         if pair is None:
             return []
+        self._hush(session, kind)
         saying = _Saying(pair, session.path, kind, status, generation, now)
         self._sayings[session, kind] = saying
         return self._repeat(saying, session, now)
 
+    def _hush(self, session: Session, kind: Kind) -> None:
+        """Repeat no more what is acknowledged, or superseded by what is said now."""
+        saying = self._sayings.pop((session, kind), None)
+        if saying is not None and saying.timer is not None:
+            saying.timer.cancel()
+
     def _repeat(self, saying: "_Saying", session: Session, now: float) -> list[Action]:
-        if self._sayings.get((session, saying.kind)) is not saying:
-            return []
         if len(saying.sequences) >= CONTROL_REPEATS:
             del self._sayings[session, saying.kind]
             return []
-        self.agenda.at(now + CONTROL_INTERVAL, lambda later: self._repeat(saying, session, later))
+        saying.timer = self.agenda.at(
+            now + CONTROL_INTERVAL, lambda later: self._repeat(saying, session, later)
+        )
         control = saying.pair.control
         datagram = control.send(saying.kind, saying.status, generation=saying.generation)
         saying.sequences.add(control.sequence)
@@ -299,7 +306,7 @@ class TunnelEnd(ABC):
         for kind in (Kind.CLAIM, Kind.CLOSE, Kind.STATUS):
             saying = self._sayings.get((pair.session, kind))
             if saying is not None and saying.pair is pair and packet.in_reply_to in saying.sequences:
-                del self._sayings[pair.session, kind]
+                self._hush(pair.session, kind)
                 if len(saying.sequences) == 1:
                     self._measured(pair.session, now - saying.sent_at)
         return []
@@ -385,6 +392,7 @@ class _Saying:
     generation: int
     sent_at: float
     sequences: set[int] = field(default_factory=set)
+    timer: Appointment | None = None
 
 
 def acknowledgement(pair: SAPair, packet: ControlPacket, path: Path) -> Send:

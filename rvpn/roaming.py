@@ -11,7 +11,7 @@ away from a client that still answers where it was.
 
 from dataclasses import dataclass
 
-from rvpn.agenda import Agenda
+from rvpn.agenda import Act, Agenda, Appointment
 from rvpn.constants import EXCHANGE_TIME, ROAMING_PATIENCE, ROAMING_PAUSE
 from rvpn.interfaces import Action, Event, Fields, Path, Send
 from rvpn.session_control import Kind
@@ -20,12 +20,17 @@ from rvpn.sessions import Session, SessionCache
 
 @dataclass(slots=True)
 class _Move:
-    """Challenges under way: their sequences, when they went, and whether the old address has answered."""
+    """
+    Challenges under way: their sequences, when they went, whether either address has answered, and the one
+    appointment at which the move happens or is given up.
+    """
 
     path: Path
     sequence: int
     old_sequence: int
     sent_at: float
+    end: Appointment
+    accepted: bool = False
     refused: bool = False
 
 
@@ -44,31 +49,33 @@ class Roaming:
             return []
         control = pair.control
         challenge = control.send(Kind.CHALLENGE)
-        move = _Move(path, control.sequence, 0, now)
+        sequence = control.sequence
         old_challenge = control.send(Kind.CHALLENGE)
-        move.old_sequence = control.sequence
-        self._moves[session] = move
-        self._agenda.at(now + EXCHANGE_TIME, lambda _: self._give_up(session, move))
+        end = self._agenda.at(now + EXCHANGE_TIME, lambda _: self._give_up(session))
+        self._moves[session] = _Move(path, sequence, control.sequence, now, end)
         return [Send(challenge, path), Send(old_challenge, session.path)]
 
     def response(self, session: Session, sequence: int, path: Path, now: float) -> list[Action]:
-        """Hear an answer to a challenge."""
+        """Hear an answer to a challenge; the old address has the last word, and only first words count."""
         move = self._moves.get(session)
-        if move is None:
+        if move is None or move.refused:
             return []
         if sequence == move.old_sequence:
             # Whoever brought it here, the challenge has reached the client at the old address.
             move.refused = True
-            self._agenda.at(now + ROAMING_PAUSE, lambda _: self._give_up(session, move))
-        elif sequence == move.sequence and path.remote == move.path.remote:
+            self._end_at(move, now + ROAMING_PAUSE, lambda _: self._give_up(session))
+        elif sequence == move.sequence and path.remote == move.path.remote and not move.accepted:
+            move.accepted = True
             patience = max(ROAMING_PATIENCE, 2 * (now - move.sent_at))
-            self._agenda.at(move.sent_at + patience, lambda _: self._move(session, move))
+            self._end_at(move, move.sent_at + patience, lambda _: self._move(session))
         return []
 
-    def _move(self, session: Session, move: _Move) -> list[Action]:
-        if self._moves.get(session) is not move or move.refused:
-            return []
-        del self._moves[session]
+    def _end_at(self, move: _Move, when: float, act: Act) -> None:
+        move.end.cancel()
+        move.end = self._agenda.at(when, act)
+
+    def _move(self, session: Session) -> list[Action]:
+        move = self._moves.pop(session)
         if session.closed:
             return []
         old = session.path.remote
@@ -80,7 +87,6 @@ class Roaming:
         }
         return [Event("client {peer} moved from {old} to {new}", fields)]
 
-    def _give_up(self, session: Session, move: _Move) -> list[Action]:
-        if self._moves.get(session) is move:
-            del self._moves[session]
+    def _give_up(self, session: Session) -> list[Action]:
+        del self._moves[session]
         return []

@@ -129,6 +129,35 @@ class BoundTests(SynchronousTestCase):
         self.assertIn("another key lifetime", " ".join(network.client.events))
         self.assertLess(len(network.sent), 10)
 
+    def test_questions_in_a_row(self) -> None:
+        """However often a gateway asks `owner?`, its client repeats the last claim alone."""
+        network = connected()
+        (session,) = network.gateways[0].node.cache
+        assert session.sending is not None
+        before = len(network.client.node.agenda)
+        for _ in range(100):
+            network.receive(
+                network.client, session.sending.control.send(Kind.OWNER), network.gateways[0].endpoint
+            )
+        self.assertLessEqual(len(network.client.node.agenda), before + 1)
+
+    def test_responses_in_a_row(self) -> None:
+        """However often a client answers a challenge, its gateway decides once."""
+        for answered in (0, 1):
+            network = connected()
+            gateway, elsewhere = network.gateways[0], Endpoint(ip_address("192.0.2.77"), 4500)
+            (session,) = network.client.node.cache
+            assert session.sending is not None
+            network.wire = lambda *_: ()
+            network.receive(gateway, session.sending.outbound.seal(OUT, NextHeader.IPV4), elsewhere)
+            challenge = network.sent[answered - 2][1]
+            before = len(gateway.node.agenda)
+            for _ in range(100):
+                number = int.from_bytes(challenge[12:20])
+                response = session.sending.control.send(Kind.RESPONSE, in_reply_to=number)
+                network.receive(gateway, response, (elsewhere, network.client.endpoint)[answered])
+            self.assertEqual(len(gateway.node.agenda), before)
+
     def test_exhausted_acceptor(self) -> None:
         """A gateway that may seal no more answers no dummy packet; its next inner packet ends the session."""
         network = connected()
