@@ -145,8 +145,9 @@ class Failover:
         if left is not None and not self.using(left):
             self.liveness.unwatch(left)
         self.liveness.watch(session, now)
-        actions = self._mover.send_waiting(cluster, session, now)
-        actions += [told(change), *self._mover.claim(session, now)]
+        # The claim goes first, so that the answers to the packets behind it find their way back.
+        actions = [told(change), *self._mover.claim(session, now)]
+        actions += self._mover.send_waiting(cluster, session, now)
         return actions + self._keep_standbys(cluster, now) + self._seek(cluster, now)
 
     def _change(self, cluster: ClusterInUse, left: Session | None, reason: str) -> Change:
