@@ -67,7 +67,7 @@ class Failover:
         self._asking: dict[str, Appointment] = {}
         self._retries: dict[IPAddress, Appointment] = {}
         self._seeking: dict[str, Appointment] = {}
-        self._expecting: dict[Session, list[tuple[Change, float, int]]] = {}
+        self._expecting: dict[Session, list[tuple[Change, float]]] = {}
 
     def read(self, policy: Policy, clusters: Iterable[ClusterInUse], now: float) -> None:
         """
@@ -138,7 +138,7 @@ class Failover:
         change.taken = session.name
         change.switch = None if change.left is None else now - decided_at
         change.packets_meanwhile += cluster.waiting
-        self._expecting.setdefault(session, []).append((change, decided_at, session.packets_in))
+        self._expecting.setdefault(session, []).append((change, decided_at))
         if not self.using(session):
             session.used_since = now
         cluster.in_use, cluster.vacancy = session, None
@@ -268,10 +268,7 @@ class Failover:
     def received(self, session: Session, now: float) -> list[Action]:
         """Complete the journal's entries that wait for a packet through the gateway of `session`."""
         actions: list[Action] = []
-        for change, decided_at, packets in self._expecting.pop(session, ()):
-            if session.packets_in == packets:
-                self._expecting.setdefault(session, []).append((change, decided_at, packets))
-                continue
+        for change, decided_at in self._expecting.pop(session, ()):
             change.first_packet = now - decided_at
             actions.append(told(change))
         return actions

@@ -120,6 +120,19 @@ class ChangeTests(SynchronousTestCase):
         self.assertGreater(change.switch or 0.0, 19.0)
         self.assertGreater(change.first_packet or 0.0, change.switch or 0.0)
 
+    def test_each_change_once(self) -> None:
+        """Every change has an entry of its own."""
+        network = connected(standby=1)
+        for dead in (0, 1):
+            network.gateways[dead].alive = False
+            busy(network, 1)
+            network.restart(dead)
+            busy(network, 15)
+        network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
+        busy(network, 1)
+        ways = [(change.left, change.taken) for change in changes(network)]
+        self.assertEqual(ways, [(None, FIRST), (FIRST, SECOND), (SECOND, FIRST), (FIRST, SECOND)])
+
     def test_drain(self) -> None:
         """A move away from a gateway that lives costs nothing, and says why."""
         network = connected(standby=1)
