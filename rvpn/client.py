@@ -533,8 +533,6 @@ class Client(TunnelEnd):
     def _on_answer(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
-        if session.closed:
-            raise RemoteError(DropReason.UNEXPECTED_CONTROL, "an answer from a gateway that was given up")
         session.status = packet.status
         expected, actions = self.failover.answered(session, packet.in_reply_to, now)
         if not expected:

@@ -67,7 +67,7 @@ class Failover:
         self._asking: dict[str, Appointment] = {}
         self._retries: dict[IPAddress, Appointment] = {}
         self._seeking: dict[str, Appointment] = {}
-        self._expecting: dict[Session, list[tuple[Change, float, int]]] = {}
+        self._expecting: dict[Session, list[tuple[Change, float]]] = {}
 
     def read(self, policy: Policy, clusters: Iterable[ClusterInUse], now: float) -> None:
         """
@@ -138,15 +138,16 @@ class Failover:
         change.taken = session.name
         change.switch = None if change.left is None else now - decided_at
         change.packets_meanwhile += cluster.waiting
-        self._expecting.setdefault(session, []).append((change, decided_at, session.packets_in))
+        self._expecting.setdefault(session, []).append((change, decided_at))
         if not self.using(session):
             session.used_since = now
         cluster.in_use, cluster.vacancy = session, None
         if left is not None and not self.using(left):
             self.liveness.unwatch(left)
         self.liveness.watch(session, now)
-        actions = self._mover.send_waiting(cluster, session, now)
-        actions += [told(change), *self._mover.claim(session, now)]
+        # The claim goes first, so that the answers to the packets behind it find their way back.
+        actions = [told(change), *self._mover.claim(session, now)]
+        actions += self._mover.send_waiting(cluster, session, now)
         return actions + self._keep_standbys(cluster, now) + self._seek(cluster, now)
 
     def _change(self, cluster: ClusterInUse, left: Session | None, reason: str) -> Change:
@@ -267,10 +268,7 @@ class Failover:
     def received(self, session: Session, now: float) -> list[Action]:
         """Complete the journal's entries that wait for a packet through the gateway of `session`."""
         actions: list[Action] = []
-        for change, decided_at, packets in self._expecting.pop(session, ()):
-            if session.packets_in == packets:
-                self._expecting.setdefault(session, []).append((change, decided_at, packets))
-                continue
+        for change, decided_at in self._expecting.pop(session, ()):
             change.first_packet = now - decided_at
             actions.append(told(change))
         return actions

@@ -519,6 +519,8 @@ class StandbyTests(SynchronousTestCase):
         network.run(0.01)
         network.gateways[0].alive = False
         network.run(BOUND)
+        claims = network.control(Kind.CLAIM)
+        self.assertEqual(claims, network.control(Kind.CLAIM, network.client, network.gateways[2]))
         self.assertEqual(in_use(network), 2)
 
     def test_lost_standby_is_replaced(self) -> None:
@@ -583,7 +585,7 @@ class FailbackTests(SynchronousTestCase):
         """X2: the client returns to the earlier gateway when the hold-down is over, not before."""
         network = self.left(failback=True)
         network.run(self.HOLD - 1.5)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
         network.run(self.HOLD)
         self.assertEqual(in_use(network), 0)
 
@@ -650,6 +652,9 @@ class StatusTests(SynchronousTestCase):
         network.run(5 * DELAY)
         self.assertEqual(in_use(network), 1)
         self.assertIn(0, sessions(network))
+        network.sent.clear()
+        network.run(5)
+        self.assertEqual(network.control(Kind.HEARTBEAT, network.client, network.gateways[0]), NOTHING)
 
     def test_without_standby(self) -> None:
         """X4: without another session one is made first, and the old one serves until then."""
@@ -705,8 +710,8 @@ class StatusTests(SynchronousTestCase):
         self.drain(network, 0)
         network.send(network.client, OUT)
         network.run(0.1)
-        self.assertEqual(in_use(network), 1)
-        self.assertIn("draining", " ".join(network.client.events))
+        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertIn("it refuses: it is draining", " ".join(network.client.events))
 
     def test_drain_loses_nothing(self) -> None:
         """X4: while clients move off a draining gateway, no packet is lost in either direction."""
@@ -727,7 +732,7 @@ class StatusTests(SynchronousTestCase):
             self.assertTrue(network.gateways[1].delivered)
 
     def test_no_move_among_equals(self) -> None:
-        """X4: where all are as bad the client stays, and asks no more often than once a second."""
+        """X4: where all are as bad the client stays, and asks none of the others."""
         network = connected(standby=2)
         self.lan_down(network, 0, 1, 2)
         network.run(0.1)
@@ -737,6 +742,8 @@ class StatusTests(SynchronousTestCase):
         network.run(30)
         self.assertEqual(in_use(network), place)
         self.assertEqual(len(network.client.node.failover.journal.changes), changes)
+        goals = {goal for _, _, goal in network.sent_by(network.client)}
+        self.assertEqual(len(goals), 1)
 
     def test_strictly_better(self) -> None:
         """X4: ok is better than draining, and draining better than no LAN."""
@@ -765,6 +772,19 @@ class StatusTests(SynchronousTestCase):
         network.gateways[2].alive = True
         network.run(15)
         self.assertEqual(in_use(network), 2)
+
+    def test_asked_again(self) -> None:
+        """X4: gateways that were dead when the client wanted to leave are asked again, in every mode."""
+        for mode in HeartbeatMode:
+            network = connected(2, heartbeat=mode)
+            network.gateways[1].alive = False
+            self.lan_down(network, 0)
+            network.run(5)
+            network.gateways[1].alive = True
+            for _ in range(15):
+                network.send(network.client, OUT)
+                network.run(1)
+            self.assertEqual(in_use(network), 1, mode)
 
     def test_while_failback_waits(self) -> None:
         """X2, X4: a client that waits to return to an earlier gateway leaves a bad one at once."""

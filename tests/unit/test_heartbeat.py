@@ -488,7 +488,7 @@ class ConfirmTests(SynchronousTestCase):
     def test_one_way_loss(self) -> None:
         """X8: payload that nobody confirms fails the gateway after the confirm time though packets arrive."""
         bench = self.receiving(confirm=10.0, payload_every=1, seconds=20)
-        self.assertAlmostEqual(bench.since_start()[0], 10.0, delta=0.06)
+        self.assertLess(abs(bench.since_start()[0] - 10.0), 0.06)
         self.assertIsNotNone(bench.failed_at)
         self.assertLessEqual((bench.failed_at or 0.0) - START, 10.0 + DEFER + 2 * RESPONSE)
 
