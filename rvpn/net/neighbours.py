@@ -107,7 +107,7 @@ class NeighbourPort:
     """
     The packet sockets on `interface`: bound after construction, reading after `startReading`.
 
-    An interface may go down and come up again. Raises `LocalError` if it does not exist or is no Ethernet, or
+    An interface may go down and come up again; one that was removed and made anew takes a new port. Raises `LocalError` if it does not exist or is no Ethernet, or
     without the right to listen there.
     """
 
