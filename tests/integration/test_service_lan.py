@@ -31,7 +31,7 @@ class InterfaceTests(NodesTestCase):
         self.look_for_the_client()
 
     def test_made_anew(self) -> None:
-        """Without a reload packets pass as before, and the gateway answers on the LAN; the log tells of it."""
+        """Without a reload packets pass as before, and the gateway answers on the LAN; the log says so."""
         self.start_both()
         self.assertEqual((self.ping(), self.ping(TARGET6)), (3, 3))
         before = self.gateway.host
