@@ -32,6 +32,7 @@ from rvpn.interfaces import (
     Endpoint,
     Event,
     Fields,
+    IPAddress,
     Parameters,
     Path,
     PeerIdentity,
@@ -113,15 +114,20 @@ class Gateway(TunnelEnd):
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
         """Go on with a policy just read again; sessions of clients that it grants the same live on."""
+        before = self._clients
         self._read(policy)
         actions: list[Action] = []
-        for session in self.cache:
-            client = self._clients.get(session.peer)
-            if client is None or not session.packed_addresses <= {a.packed for a in client.inner_addresses}:
-                actions += self.fail(session, "the policy no longer has it", now)
+        for client in before.values():
+            if not self._grants(client.identity, client.inner_addresses):
+                actions += self._calls.give_up(client.identity, now)
+        actions += self._withdraw(lambda s: self._grants(s.peer, s.inner_addresses), now)
         self._freshness.keep(self._clients)
         self._endpoints = {peer: at for peer, at in self._endpoints.items() if peer in self._clients}
         return actions
+
+    def _grants(self, peer: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> bool:
+        client = self._clients.get(peer)
+        return client is not None and set(inner_addresses) <= set(client.inner_addresses)
 
     # --- packets --------------------------------------------------------------------------------------------
 
