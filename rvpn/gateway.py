@@ -307,6 +307,18 @@ class Gateway(TunnelEnd):
         self._unconfirmed.pop(pair, None)
         return super()._close_pair(pair, now)
 
+    def confirmed(self, pair: SAPair, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`. Tells of a client that is suddenly elsewhere: it may be two."""
+        assert pair.session is not None
+        session = self.cache.get(pair.session.peer)
+        old = session.path.remote if session is not None else None
+        actions = super().confirmed(pair, now)
+        if session is None or session.path.remote == old:
+            return actions
+        fields: Fields = {"peer": session.name, "old": str(old), "new": str(session.path.remote)}
+        message = "client {peer} made new keys from {new}, and was at {old}: do two machines have its key?"
+        return [*actions, Event(message, fields, warning=True)]
+
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         established = self._unconfirmed.pop(pair, None)
         if established is not None:

@@ -213,6 +213,15 @@ class ClientTests(ReloadTestCase):
         self.network.run(0.1)
         self.assertEqual(self.network.gateways[0].delivered, [OUT])
 
+    def test_exchange_goes_on(self) -> None:
+        """An exchange is not disturbed while its gateway's key stays."""
+        self.network.send(self.client, OUT)
+        self.network.sent.clear()
+        self.reload_client(self.network.client_policy)
+        self.assertEqual(self.network.sent, [])
+        self.network.run(0.1)
+        self.assertEqual(self.gateway.delivered, [OUT])
+
     def test_call(self) -> None:
         """A gateway that calls with the old key, and has yet to confirm it, gets no session (R12)."""
         for key, sessions in ((self.network.keys[0], 1), (OTHER_KEY, 0)):
