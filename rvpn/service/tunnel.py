@@ -35,7 +35,7 @@ from rvpn.net import alarm
 from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink
 from rvpn.net.tun import TunPort
-from rvpn.net.udp import UDPPorts
+from rvpn.net.udp import UDPPort, UDPPorts
 from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
@@ -118,7 +118,10 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._host.undo)
             received = DatagramBatch(BATCH_CAPACITY)
             self._udp = UDPPorts(
-                policy.listen, policy.port, self._protocol, self._reactor, received, OUTER_MARK
+                policy.listen,
+                lambda address: UDPPort(
+                    address, policy.port, self._protocol, self._reactor, received, OUTER_MARK
+                ),
             )
             resources.callback(self._udp.close)
             self._protocol.makeConnection(self._udp)  # type: ignore[arg-type]  # see `TunnelProtocol`
