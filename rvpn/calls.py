@@ -94,6 +94,10 @@ class Calls:
         """Hear that the client authenticated but never proved its keys: nothing more will come of it."""
         return [] if peer in self._initiations else self.given_up(peer, "", now)
 
+    def give_up(self, peer: PeerIdentity, now: float) -> list[Action]:
+        """Hear that the policy no longer grants what `peer` was offered."""
+        return self._initiations.give_up(peer, "the policy no longer has it", now)
+
     def confirmed(self, peer: PeerIdentity, now: float) -> Iterable[bytes]:
         """Hear that there is a session with the client; return what waited for it."""
         self._initiations.confirmed(peer, now)

@@ -125,16 +125,22 @@ class Client(TunnelEnd):
         """
         Go on with a policy just read again; sessions with gateways that it still names live on.
 
-        The gateway in use stays while its cluster's members are unchanged (R1).
+        The gateway in use stays while its cluster's members are unchanged (R1). An exchange with one whose
+        key has changed begins anew.
         """
+        keys_before = self._policy.peers
         self._read(policy, now)
         gateways = self._gateways()
         actions: list[Action] = []
         for peer in self._initiations.peers - gateways:
             actions += self._initiations.give_up(peer, "the policy no longer names it", now)
-        for session in self.cache:
-            if session.gateway not in gateways or policy.peers.get(session.gateway) != session.peer:
-                actions += self.fail(session, "the policy no longer has it", now)
+        actions += self._withdraw(
+            lambda s: s.gateway in gateways and policy.peers.get(s.gateway) == s.peer, now
+        )
+        for gateway in gateways:
+            if gateway in self._initiations and policy.peers.get(gateway) != keys_before.get(gateway):
+                self._initiations.forget(gateway)
+                actions += self.authenticate(gateway, now)
         self._freshness.keep(set(policy.peers.values()))
         return actions + self.failover.resume(now)
 

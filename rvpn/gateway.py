@@ -32,6 +32,7 @@ from rvpn.interfaces import (
     Endpoint,
     Event,
     Fields,
+    IPAddress,
     Parameters,
     Path,
     PeerIdentity,
@@ -114,12 +115,13 @@ class Gateway(TunnelEnd):
 
     def reload(self, policy: Policy, now: float) -> list[Action]:
         """Go on with a policy just read again; sessions of clients that it grants the same live on."""
+        before = self._clients
         self._read(policy)
         actions: list[Action] = []
-        for session in self.cache:
-            client = self._clients.get(session.peer)
-            if client is None or not session.packed_addresses <= {a.packed for a in client.inner_addresses}:
-                actions += self.fail(session, "the policy no longer has it", now)
+        for client in before.values():
+            if not self._grants(client.identity, client.inner_addresses):
+                actions += self._calls.give_up(client.identity, now)
+        actions += self._withdraw(lambda s: self._grants(s.peer, s.inner_addresses), now)
         self._freshness.keep(self._clients)
         self.presence.response_time = policy.heartbeat_response_time or RESPONSE_UNMEASURED
         for gone in self.presence.newest.keys() - self._clients.keys():
@@ -127,6 +129,10 @@ class Gateway(TunnelEnd):
         for peer in self._last_sessions.keys() - self._clients.keys():
             del self._last_sessions[peer]
         return actions
+
+    def _grants(self, peer: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> bool:
+        client = self._clients.get(peer)
+        return client is not None and set(inner_addresses) <= set(client.inner_addresses)
 
     # --- packets --------------------------------------------------------------------------------------------
 
@@ -316,6 +322,18 @@ class Gateway(TunnelEnd):
         if self._unconfirmed.pop(pair, None) is not None and pair.session is not None:
             actions += self._calls.unconfirmed(pair.session.peer, now)
         return actions
+
+    def confirmed(self, pair: SAPair, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`. Tells of a client that is suddenly elsewhere: it may be two."""
+        assert pair.session is not None
+        session = self.cache.get(pair.session.peer)
+        old = session.path.remote if session is not None else None
+        actions = super().confirmed(pair, now)
+        if session is None or session.path.remote == old:
+            return actions
+        fields: Fields = {"peer": session.name, "old": str(old), "new": str(session.path.remote)}
+        message = "client {peer} made new keys from {new}, and was at {old}: do two machines have its key?"
+        return [*actions, Event(message, fields, warning=True)]
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         established = self._unconfirmed.pop(pair, None)

@@ -209,9 +209,10 @@ class TunnelEnd(ABC):
 
     def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         """Close a pair when its time is over."""
-        session, pair.closing = pair.session, None
+        session = pair.session
         assert session is not None
         if session.sending is pair:
+            pair.closing = None
             return self._expired(session, now)
         self.cache.remove_pair(pair)
         return ()
@@ -232,6 +233,21 @@ class TunnelEnd(ABC):
         if session.sending is not None:
             actions += self._say(session, Kind.CLOSE, now)
         self._retire(session, now)
+        return actions
+
+    def _withdraw(self, grants: Callable[[Session], bool], now: float) -> list[Action]:
+        """
+        End what a policy just read no longer grants: sessions, keys nobody confirmed yet, and old keys.
+
+        Nothing passes under them from now on: a peer that is told of the end need not heed it.
+        """
+        actions: list[Action] = []
+        for session in self.cache:
+            if not grants(session):
+                actions += self.fail(session, "the policy no longer has it", now)
+        for pair in list(self.cache.by_spi.values()):
+            if pair.session is not None and not grants(pair.session):
+                actions += self._close_pair(pair, now)
         return actions
 
     def _retire(self, session: Session, now: float) -> None:

@@ -107,8 +107,8 @@ class NeighbourPort:
     """
     The packet sockets on `interface`: bound after construction, reading after `startReading`.
 
-    An interface may go down and come up again. Raises `LocalError` if it does not exist or is no Ethernet, or
-    without the right to listen there.
+    An interface may go down and come up again; one that was removed and made anew takes a new port. Raises
+    `LocalError` if there is none or it is no Ethernet, or without the right to listen there.
     """
 
     def __init__(self, interface: str, receiver: NeighbourReceiver, reactor: IReactorFDSet) -> None:

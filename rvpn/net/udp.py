@@ -19,7 +19,7 @@ import errno
 import pathlib
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
@@ -196,23 +196,16 @@ class UDPPorts:
     All the listening sockets of a node, and which of them speaks to whom.
 
     `addresses` come from the policy; where it names none the node listens everywhere, without IPv6 if the
-    kernel has none. Raises `LocalError` if an address cannot be used; then no socket stays open.
+    kernel has none. `port_at` makes the `UDPPort` for one of them. If it raises `LocalError`, no socket stays
+    open.
     """
 
-    def __init__(
-        self,
-        addresses: Sequence[IPAddress],
-        port: int,
-        protocol: DatagramReceiver,
-        reactor: IReactorFDSet,
-        batch: DatagramBatch,
-        mark: int | None = None,
-    ) -> None:
+    def __init__(self, addresses: Sequence[IPAddress], port_at: Callable[[IPAddress], UDPPort]) -> None:
         self.ports: list[UDPPort] = []
         self.send_errno = 0
         try:
             for address in addresses or _everywhere():
-                self.ports.append(UDPPort(address, port, protocol, reactor, batch, mark))
+                self.ports.append(port_at(address))
         except LocalError:
             self.close()
             raise

@@ -37,16 +37,24 @@ class GatewayService(TunnelService[Gateway]):
     role = Role.GATEWAY
 
     def _prepare_host(self, policy: Policy) -> int:
-        inside = [name for name in (self._tun.name, policy.lan_interface) if name is not None]
-        self._link_mtu = self._netlink.smallest_mtu(without=inside)
+        self._link_mtu = self._netlink.smallest_mtu(without=self._inside(policy))
         # A session over IPv6 holds less; its packets that are too big draw an ICMP error of their own.
         mtu = max(MIN_TUNNEL_MTU, inner_mtu(self._link_mtu, 4))
         addresses = {address for client in policy.clients for address in client.inner_addresses}
         self._refuse_own(addresses)
         self._host.prepare_tun(self._tun.name, (), mtu)
         self._host.set_routes(map(ip_network, addresses), self._lan_addresses(policy).values())
-        self._host.enable_forwarding(inside, {network.version for network in policy.lan_networks})
+        self._forward(policy)
         return mtu
+
+    def _forward(self, policy: Policy) -> None:
+        """Switch forwarding on, where it is not."""
+        versions = {network.version for network in policy.lan_networks}
+        self._host.enable_forwarding(self._inside(policy), versions)
+
+    def _inside(self, policy: Policy) -> list[str]:
+        """Return the interfaces between which packets are forwarded."""
+        return [name for name in (self._tun.name, policy.lan_interface) if name is not None]
 
     def _refuse_own(self, addresses: set[IPAddress]) -> None:
         """Refuse a policy that grants an address of this host to a client (DESIGN 4)."""
@@ -95,11 +103,13 @@ class GatewayService(TunnelService[Gateway]):
         self._prober = Prober(policy.lan_interface, self, self._reactor, OUTER_MARK)
         resources.callback(self._prober.close)
         self._neighbours: NeighbourPort | None = None
+        if policy.lan_interface is not None:
+            self._lan_index = self._netlink.index(policy.lan_interface)
         if policy.presence is LanPresence.PROXY_ARP:
             if policy.lan_interface is None:
                 raise LocalError(f"{self._file}: Presence = proxy-arp needs the Interface of [LAN]")
             self._neighbours = NeighbourPort(policy.lan_interface, self, self._reactor)
-            resources.callback(self._neighbours.close)
+            resources.callback(self._leave_lan)
             for watch in SleepWatch, StallWatch:
                 resources.callback(watch(self._stood_still, self._reactor).close)
 
@@ -121,7 +131,38 @@ class GatewayService(TunnelService[Gateway]):
     def linkChanged(self, name: str, up: bool) -> None:
         """Take the LAN interface for what it is (R14)."""
         if name == self._configuration.policy.lan_interface:
-            self.perform(lambda now: self._lan.link(up, now))
+            usable = up and self._is_prepared(name)
+            self.perform(lambda now: self._lan.link(usable, now))
+
+    def _leave_lan(self) -> None:
+        if self._neighbours is not None:
+            self._neighbours.close()
+
+    def _is_prepared(self, interface: str) -> bool:
+        """
+        See to it that a LAN interface that is up is as the start left it; tell whether that is so.
+
+        If it was removed and made anew, which its index tells, nothing is set on it, the sockets of the one
+        before hear nothing more, and nobody knows what happened on the LAN meanwhile.
+        """
+        try:
+            index = self._netlink.index(interface)
+            if index == self._lan_index:
+                return True
+            self._forward(self._configuration.policy)
+            if self._neighbours is not None:
+                self._leave_lan()
+                self._neighbours = NeighbourPort(interface, self, self._reactor)
+                self._neighbours.startReading()
+                self.perform(self.node.presence.clock_jumped)
+        except LocalError as error:
+            self._log.error(
+                "{interface} was made anew and is of no use: {error}", interface=interface, error=str(error)
+            )
+            return False
+        self._lan_index = index
+        self._log.warn("{interface} was made anew: forwarding is on again", interface=interface)
+        return True
 
     def probeAnswered(self, target: IPAddress, sequence: int) -> None:
         """See `rvpn.net.probe.ProbeReceiver`."""

@@ -2,7 +2,7 @@
 A node at work: sockets, TUN device and timer around a calculation (`rvpn.interfaces.Node`).
 
     TUN device -> packetReceived -> node.outbound -> UDP
-    UDP -> TunnelProtocol -> node.inbound -> TUN device, or node.key_exchange -> UDP
+    UDP -> TunnelProtocol, KeyExchangeProtocol -> node.inbound, node.key_exchange -> TUN device, UDP
     alarm -> node.advance; SIGHUP, `rvpn reload` -> the policy is read again; `rvpn status` -> node.status
 
 `open` takes everything from the host that the role needs and raises `LocalError` if something is missing,
@@ -10,7 +10,6 @@ before twistd leaves the terminal; `stopService` says good-bye to the peers and 
 """
 
 import atexit
-import errno
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -31,29 +30,24 @@ from rvpn.client import Client
 from rvpn.constants import Role
 from rvpn.errors import DropReason, LocalError
 from rvpn.gateway import Gateway
-from rvpn.interfaces import Action, DatagramBatch, Deliver, Event, PacketBatch, Send
+from rvpn.interfaces import Action, DatagramBatch, Deliver, Event, Send
 from rvpn.net import alarm
 from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink
 from rvpn.net.tun import TunPort
-from rvpn.net.udp import UDPPorts
-from rvpn.net.udpsocket import PathError
+from rvpn.net.udp import UDPPort, UDPPorts
 from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
-from rvpn.service.protocols import TunnelProtocol
+from rvpn.service.protocols import BATCH_CAPACITY, TunnelProtocol
 from rvpn.state import StateDirectory
 
 NodeT = TypeVar("NodeT", Client, Gateway)
 
-#: Bytes of a batch's buffer: what one system call brings at most, and the overhead of sealing it.
-BATCH_CAPACITY = 1 << 17
 #: Seconds that a stopping service waits for its peers to acknowledge.
 FAREWELL = 0.5
-#: What the kernel says where it knows no way to a peer (R3).
-_NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 class TunnelService(Service, ABC, Generic[NodeT]):
@@ -74,8 +68,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         self._file = Path(file).absolute()  # twistd may change its directory before a reload
         self._reactor = reactor
         self._random = SystemRandom()
-        self._sealed = DatagramBatch(BATCH_CAPACITY)
-        self._opened = PacketBatch(BATCH_CAPACITY)
+        self._protocol = TunnelProtocol(self)
         self._resources = ExitStack()
         self.now: Callable[[], float] = alarm.now
 
@@ -125,9 +118,14 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._host.undo)
             received = DatagramBatch(BATCH_CAPACITY)
             self._udp = UDPPorts(
-                policy.listen, policy.port, TunnelProtocol(self), self._reactor, received, OUTER_MARK
+                policy.listen,
+                lambda address: UDPPort(
+                    address, policy.port, self._protocol, self._reactor, received, OUTER_MARK
+                ),
             )
             resources.callback(self._udp.close)
+            self._protocol.makeConnection(self._udp)  # type: ignore[arg-type]  # see `TunnelProtocol`
+            resources.callback(self._protocol.doStop)
             self.mtu = self._prepare_host(policy)
             self.node = self._make_node(config, state)
             self._alarm = alarm.Alarm(self._ring, self._reactor)
@@ -191,19 +189,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     def packetReceived(self, packet: memoryview) -> None:
         """Take an inner packet from the TUN device (`rvpn.net.tun.PacketReceiver`)."""
-        self.perform(lambda now: self._seal(packet, now))
-
-    def datagramsReceived(self, batch: DatagramBatch) -> None:
-        """Take ESP and session control from the network (`TunnelProtocol`)."""
-        self.perform(lambda now: self._open(batch, now))
-
-    def refused(self, error: PathError) -> None:
-        """Take an ICMP error about a datagram of ours (`TunnelProtocol`)."""
-        if error.mtu is not None:
-            mtu = error.mtu
-            self.perform(lambda now: self.node.path_mtu(error.remote, mtu, now))
-        else:
-            self.perform(lambda now: self.node.refused(error.remote, error.quote, now))
+        self.perform(lambda now: self._protocol.seal(packet, now))
 
     def drop(self, reason: DropReason) -> None:
         """Count what somebody sent in vain."""
@@ -238,41 +224,18 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         finally:
             self._alarm.set(self.node.deadline())
 
-    def _seal(self, packet: memoryview, now: float) -> Iterable[Action]:
-        sealed = self._sealed
-        sealed.clear()
-        actions = self.node.outbound(packet, sealed, now)
-        if sealed.count and not self._udp.send(sealed):
-            self.node.drop(DropReason.SEND_FAILED)
-        return actions
-
-    def _open(self, batch: DatagramBatch, now: float) -> Iterable[Action]:
-        opened = self._opened
-        opened.clear()
-        actions = self.node.inbound(batch, opened, now)
-        for start, end in opened.spans:
-            self._deliver(opened.view[start:end])
-        return actions
-
     def _carry_out(self, action: Action) -> Iterable[Action]:
         """Do one thing, and return what the node makes of a failure."""
         if isinstance(action, Send):
-            return self._send(action)
+            return self._protocol.send(action, self.now())
         if isinstance(action, Deliver):
-            self._deliver(action.packet)
+            self.deliver(action.packet)
         elif isinstance(action, Event):
             self._tell(action)
         return ()
 
-    def _send(self, action: Send) -> Iterable[Action]:
-        if self._udp.sendDatagram(action.datagram, action.path):
-            return ()
-        self.node.drop(DropReason.SEND_FAILED)
-        if self._udp.send_errno not in _NO_WAY:
-            return ()
-        return self.node.unreachable(action.path.remote, self.now())
-
-    def _deliver(self, packet: bytes | memoryview) -> None:
+    def deliver(self, packet: bytes | memoryview) -> None:
+        """Give an inner packet to the kernel."""
         if not self._tun.write(packet):
             self.node.drop(DropReason.DELIVERY_FAILED)
 

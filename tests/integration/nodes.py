@@ -82,7 +82,7 @@ class Node:
         """Start the service in the foreground, with the rights that etc/rvpn@.service gives it."""
         with (self.directory / "log").open("ab") as log:
             self._process = self.run(
-                *("setpriv", "--pdeathsig=KILL", "--bounding-set=-all,+net_admin"),
+                *("setpriv", "--pdeathsig=KILL", "--bounding-set=-all,+net_admin,+net_raw"),
                 *(TWISTD, "--nodaemon", "--pidfile="),
                 *(f"rvpn-{self.role}", "--policy", str(self.write_policy()), *options),
                 stdout=log,

@@ -295,7 +295,7 @@ class UDPPortsTests(UDPTestCase):
 
     def ports(self, *addresses: IPAddress, number: int = 0) -> UDPPorts:
         """Open ports of the recorder."""
-        ports = UDPPorts(addresses, number, self.recorder, reactor, self.batch)
+        ports = UDPPorts(addresses, lambda address: self.port(address, number, reading=False))
         self.addCleanup(ports.close)
         ports.startReading()
         return ports

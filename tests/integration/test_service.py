@@ -100,6 +100,18 @@ class EndTests(NodesTestCase):
         self.ping(wait=0.05)
         self.assertNotEqual(wire.clear(TARGET), 0)
 
+    def test_lost_keys(self) -> None:
+        """Without heartbeats too, a gateway that is back does not pass for one that has its keys (R16)."""
+        self.start_both()
+        self.assertEqual(self.ping(), 3)
+        starts = self.gateway.directory / "node.state/starts"
+        before = starts.read_bytes()
+        self.gateway.kill()
+        self.gateway.start()
+        wait_until(lambda: self.ping(wait=0.2) == 3, "the client has new keys")
+        # One secret for all starts, and the number of this one (X3).
+        self.assertEqual(starts.read_bytes(), before[:32] + (int.from_bytes(before[32:]) + 1).to_bytes(8))
+
     def test_full_disk(self) -> None:
         """Where the state directory takes nothing more, a stop still gives everything back, and says so."""
         before = self.client.host

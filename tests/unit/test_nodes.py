@@ -11,7 +11,14 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.constants import KEY_EXCHANGE_MARKER, QUEUE_LENGTH, Mechanism, Role, TransformID
+from rvpn.constants import (
+    KEY_EXCHANGE_MARKER,
+    PATH_MTU_LIFETIME,
+    QUEUE_LENGTH,
+    Mechanism,
+    Role,
+    TransformID,
+)
 from rvpn.errors import DropReason
 from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.packet import inspect
@@ -154,6 +161,23 @@ class SessionTests(SynchronousTestCase):
         network.send(network.client, packet)
         network.run(1)
         self.assertEqual(network.gateways[0].delivered[-1], packet)
+
+    def test_path_mtu_is_forgotten(self) -> None:
+        """What was learnt of a path is believed for ten minutes, the last that was learnt counts."""
+        network = Network()
+        network.send(network.client, OUT)
+        network.run(1)
+        (session,) = network.client.node.cache
+        gateway, at_first = network.gateways[0].endpoint, session.inner_mtu
+        network.client.node.path_mtu(gateway, 1400, network.now)
+        network.run(PATH_MTU_LIFETIME / 2)
+        network.client.node.path_mtu(gateway, 1350, network.now)
+        learnt = session.inner_mtu
+        network.run(PATH_MTU_LIFETIME - 1)
+        self.assertEqual(session.inner_mtu, learnt)
+        network.run(2)
+        self.assertEqual(session.inner_mtu, at_first)
+        self.assertGreater(at_first, learnt + 100)
 
     def test_close(self) -> None:
         """A node that stops tells its peer, which acknowledges and forgets the session (DESIGN 6)."""
@@ -674,3 +698,67 @@ class RestartTests(SynchronousTestCase):
         self.assertEqual(len(again.gateways[0].node.cache), 1)
         self.assertEqual(again.client.node.status(again.now)["role"], Role.CLIENT.value)
         self.assertIs(again.wire, perfect)
+
+
+class TwoMachinesTests(SynchronousTestCase):
+    """One identity in two places."""
+
+    def elsewhere(self, network: Network) -> Network:
+        """Return another network with a client that has the same key, at another address, and its gateway."""
+        other = Network()
+        other.gateways, other.now = network.gateways, network.now
+        other.random.seed(2)
+        other.client.endpoint = Endpoint(ip_address("192.0.2.77"), 4500)
+        return other
+
+    def warnings(self, network: Network) -> list[str]:
+        """Return the gateway's lines about machines that share a key."""
+        return [event for event in network.gateways[0].events if "two machines" in event]
+
+    def test_each_takes_the_session(self) -> None:
+        """The newest exchange wins, and the log tells of it, each time, with both endpoints (DESIGN 4)."""
+        network = Network()
+        network.send(network.client, OUT)
+        network.run(1)
+        other = self.elsewhere(network)
+        other.send(other.client, OUT)
+        other.run(1)
+        (warning,) = self.warnings(network)
+        self.assertIn("from 192.0.2.77:4500, and was at 192.0.2.1:4500", warning)
+        other.send(other.gateways[0], BACK)
+        other.run(1)
+        self.assertEqual(other.client.delivered, [BACK])
+        network.now = other.now
+        network.act(network.client, network.client.node.authenticate(GATEWAY, network.now))
+        network.run(1)
+        self.assertEqual(len(self.warnings(network)), 2)
+        self.assertIn("from 192.0.2.1:4500, and was at 192.0.2.77:4500", self.warnings(network)[1])
+
+    def test_same_place(self) -> None:
+        """New keys from the same endpoint, and a new session after one that ended, are nothing to tell."""
+        network = Network()
+        network.send(network.client, OUT)
+        network.run(1)
+        network.act(network.client, network.client.node.authenticate(GATEWAY, network.now))
+        network.run(1)
+        network.act(network.client, network.client.node.close(network.now))
+        network.run(1)
+        other = self.elsewhere(network)
+        other.send(other.client, OUT)
+        other.run(1)
+        self.assertEqual(network.gateways[0].delivered, [OUT, OUT])
+        self.assertEqual(self.warnings(network), [])
+
+    def test_roaming(self) -> None:
+        """A client that moved with its session may make new keys where it is now."""
+        network = Network()
+        network.send(network.client, OUT)
+        network.run(1)
+        network.client.endpoint = Endpoint(ip_address("192.0.2.77"), 4500)
+        network.send(network.client, OUT)
+        network.run(1)
+        self.assertIn("moved from", network.gateways[0].events[-1])
+        network.act(network.client, network.client.node.authenticate(GATEWAY, network.now))
+        network.run(1)
+        self.assertEqual(network.client.node.kms.established, 2)
+        self.assertEqual(self.warnings(network), [])
