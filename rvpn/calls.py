@@ -10,7 +10,7 @@ ours is dropped for it (DESIGN 3).
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Protocol
 
 from rvpn.agenda import Agenda
@@ -94,7 +94,7 @@ class Calls:
         """Hear that the client authenticated but never proved its keys: nothing more will come of it."""
         return [] if peer in self._initiations else self.given_up(peer, "", now)
 
-    def confirmed(self, peer: PeerIdentity, now: float) -> Iterable[bytes]:
+    def confirmed(self, peer: PeerIdentity, now: float) -> Collection[bytes]:
         """Hear that there is a session with the client; return what waited for it."""
         self._initiations.confirmed(peer, now)
         self._pairs.pop(peer, None)
