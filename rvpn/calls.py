@@ -10,7 +10,7 @@ ours is dropped for it (DESIGN 3).
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Protocol
 
 from rvpn.agenda import Agenda
@@ -98,7 +98,7 @@ class Calls:
         """Hear that the policy no longer grants what `peer` was offered."""
         return self._initiations.give_up(peer, "the policy no longer has it", now)
 
-    def confirmed(self, peer: PeerIdentity, now: float) -> Iterable[bytes]:
+    def confirmed(self, peer: PeerIdentity, now: float) -> Collection[bytes]:
         """Hear that there is a session with the client; return what waited for it."""
         self._initiations.confirmed(peer, now)
         self._pairs.pop(peer, None)

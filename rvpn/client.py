@@ -229,22 +229,8 @@ class Client(TunnelEnd):
         return actions if cluster.in_use else actions + self.kms.request(cluster.cluster.name, now)
 
     def send_waiting(self, cluster: ClusterInUse, session: Session, now: float) -> list[Action]:
-        """See `rvpn.failover.Mover`: one datagram each."""
-        actions: list[Action] = []
-        datagram = DatagramBatch(1 << 16) if cluster.waiting else DatagramBatch(0)
-        for packet in cluster.take_waiting():
-            if session.closed:
-                self.drop(DropReason.NO_SESSION)
-                continue
-            datagram.clear()
-            next_header, _, _ = addresses(memoryview(packet))
-            try:
-                actions += self._seal(session, packet, next_header, datagram, now)
-            except RemoteError as error:
-                self.drop(error.reason)
-            if datagram.count:
-                actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
-        return actions
+        """See `rvpn.failover.Mover`."""
+        return self._seal_waiting(session, cluster.take_waiting(), now)
 
     # --- key exchange: ours ---------------------------------------------------------------------------------
 
@@ -418,6 +404,8 @@ class Client(TunnelEnd):
             refusal = "no transform in common"
         elif not set(offer.inner_addresses) <= set(self._inner_addresses) or not offer.inner_addresses:
             refusal = "these are not this client's inner addresses"
+        elif offer.lifetime < MIN_KEY_LIFETIME:
+            refusal = "its key lifetime is too short"
         elif offer.literal_heartbeats != self._policy.literal_heartbeats:
             refusal = "HeartbeatAuthentication differs"
         return Parameters(
@@ -498,7 +486,7 @@ class Client(TunnelEnd):
             worn = max(pair.outbound.packets, pair.inbound.window.highest) >= REKEY_PACKETS
             if worn or now >= renew_at:
                 return self.failover.liveness.when_active(pair, renew, now)
-            self.agenda.at(min(renew_at, now + REKEY_WATCH_INTERVAL), look)
+            pair.renewal = self.agenda.at(min(renew_at, now + REKEY_WATCH_INTERVAL), look)
             return []
 
         def renew(now: float) -> list[Action]:
@@ -506,7 +494,9 @@ class Client(TunnelEnd):
             wanted = session is not None and session.sending is pair and self.failover.is_wanted(session)
             return self.authenticate(session.gateway, now) if session is not None and wanted else []
 
-        self.agenda.at(min(renew_at, pair.made_at + REKEY_WATCH_INTERVAL), look)
+        if pair.renewal is not None:
+            pair.renewal.cancel()
+        pair.renewal = self.agenda.at(min(renew_at, pair.made_at + REKEY_WATCH_INTERVAL), look)
 
     def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
         """Take the gateway last from now on, and go on with another (R3, R5, R8)."""

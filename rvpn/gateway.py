@@ -352,17 +352,7 @@ class Gateway(TunnelEnd):
                 "endpoint": str(pair.path.remote),
             }
             actions.append(Event("session with client {peer} at {endpoint} established", fields))
-        return actions + self._send_waiting(session, self._calls.confirmed(session.peer, now), now)
-
-    def _send_waiting(self, session: Session, packets: Iterable[bytes], now: float) -> list[Action]:
-        datagram = DatagramBatch(1 << 16) if packets else DatagramBatch(0)
-        actions: list[Action] = []
-        for packet in packets:
-            datagram.clear()
-            actions += self._seal(session, packet, addresses(memoryview(packet))[0], datagram, now)
-            if datagram.count:
-                actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
-        return actions
+        return actions + self._seal_waiting(session, self._calls.confirmed(session.peer, now), now)
 
     def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
         """Give the client's addresses up; it comes again if it wants to."""
@@ -429,7 +419,7 @@ class Gateway(TunnelEnd):
     def _on_claim(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
-        if session.closed:
+        if session.sending is None:  # it has ended, or newer keys were confirmed first
             raise RemoteError(DropReason.UNKNOWN_SESSION)
         announcements = self.presence.claimed(session, packet.generation, now)
         return [acknowledgement(pair, packet, path), *announcements]

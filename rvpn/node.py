@@ -11,7 +11,7 @@ come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ from rvpn.interfaces import (
     Send,
 )
 from rvpn.ipfilter import IPFilter
-from rvpn.packet import inspect, too_big, unreachable
+from rvpn.packet import addresses, inspect, too_big, unreachable
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session, SessionCache
 
@@ -147,6 +147,23 @@ class TunnelEnd(ABC):
         except SAExhausted as error:
             return self.fail(session, str(error), now)
         return ()
+
+    def _seal_waiting(self, session: Session, packets: Collection[bytes], now: float) -> list[Action]:
+        """Seal packets that waited for `session`, one datagram each; what cannot go out is dropped."""
+        actions: list[Action] = []
+        datagram = DatagramBatch(1 << 16 if packets else 0)
+        for packet in packets:
+            if session.closed:
+                self.drop(DropReason.NO_SESSION)
+                continue
+            datagram.clear()
+            try:
+                actions += self._seal(session, packet, addresses(memoryview(packet))[0], datagram, now)
+            except RemoteError as error:
+                self.drop(error.reason)
+            if datagram.count:
+                actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
+        return actions
 
     def _too_big(self, packet: memoryview | bytes, mtu: int, destination: bytes) -> list[Action]:
         """

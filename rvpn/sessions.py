@@ -36,7 +36,8 @@ class SAPair:
 
     `initiator` tells which end of the exchange this node was, `path` where the peer was during it.
     `confirmed` is set once a packet opened under it proves that the peer has the keys. `closing` is the one
-    appointment at which it closes, however often that is arranged anew.
+    appointment at which it closes, however often that is arranged anew; at `renewal` a client looks at its
+    age.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class SAPair:
         "made_at",
         "outbound",
         "path",
+        "renewal",
         "session",
     )
 
@@ -83,6 +85,7 @@ class SAPair:
         self.confirmed = False
         self.session: Session | None = None
         self.closing: Appointment | None = None
+        self.renewal: Appointment | None = None
 
 
 class Session:
@@ -227,8 +230,9 @@ class SessionCache:
     def remove_pair(self, pair: SAPair) -> None:
         """Close `pair`: nothing opens under it any more."""
         self.by_spi.pop(pair.inbound.spi, None)
-        if pair.closing is not None:
-            pair.closing.cancel()
+        for appointment in (pair.closing, pair.renewal):
+            if appointment is not None:
+                appointment.cancel()
         session = pair.session
         if session is not None and pair in session.pairs:
             session.pairs.remove(pair)

@@ -87,21 +87,38 @@ class OrderTests(SynchronousTestCase):
 
     def test_overtaken_keys(self) -> None:
         """Keys that are confirmed after newer ones were do not outlive those which the newer replaced."""
-        network = Network(wire=key_exchange_only)
-        network.send(network.client, OUT)
-        network.run(0.01)
+        network, restarted = self.overtaken()
         (session,) = network.client.node.cache
         late = session.pairs[0].outbound.seal(OUT, NextHeader.IPV4)
-        restarted = Network()
-        restarted.gateways, restarted.now = network.gateways, network.now + 1
-        restarted.random.seed(2)
-        restarted.send(restarted.client, OUT)
-        restarted.run(1)
         restarted.receive(restarted.gateways[0], late, network.client.endpoint)
         self.assertEqual(restarted.gateways[0].delivered, [OUT, OUT])
         self.assertEqual(len(restarted.gateways[0].node.cache.by_spi), 2)
         restarted.run(OLD_SA_LINGER + 1)
         self.assertEqual(len(restarted.gateways[0].node.cache.by_spi), 1)
+
+    def test_overtaken_claim(self) -> None:
+        """A claim under such keys takes no address that the end of the client's session would not release."""
+        network, restarted = self.overtaken()
+        gateway = restarted.gateways[0]
+        (session,) = network.client.node.cache
+        late = session.pairs[0].control.send(Kind.CLAIM, generation=(1 << 96) - 1)
+        restarted.receive(gateway, late, network.client.endpoint)
+        self.assertTrue(gateway.node.presence.owns(INNER.packed))
+        restarted.act(restarted.client, restarted.client.node.close(restarted.now))
+        restarted.run(1)
+        self.assertFalse(gateway.node.presence.owns(INNER.packed))
+
+    def overtaken(self) -> tuple[Network, Network]:
+        """Return a client whose keys nothing confirmed, and the same client after a restart, connected."""
+        network = Network(wire=key_exchange_only)
+        network.send(network.client, OUT)
+        network.run(0.01)
+        restarted = Network()
+        restarted.gateways, restarted.now = network.gateways, network.now + 1
+        restarted.random.seed(2)
+        restarted.send(restarted.client, OUT)
+        restarted.run(1)
+        return network, restarted
 
 
 class BoundTests(SynchronousTestCase):
@@ -128,6 +145,30 @@ class BoundTests(SynchronousTestCase):
         network.run(1)
         self.assertIn("another key lifetime", " ".join(network.client.events))
         self.assertLess(len(network.sent), 10)
+
+    def test_shortest_lifetime_of_a_call(self) -> None:
+        """Nor does one that calls with keys for so short a time (R12)."""
+        network = connected()
+        gateway, client = network.gateways[0], network.client
+        network.act(client, client.node.close(network.now))
+        network.run(1)
+        gateway.node.reload(replace(network.gateway_policy, key_lifetime=0.001), network.now)
+        network.send(gateway, BACK)
+        network.run(1)
+        self.assertEqual((client.node.kms.established, len(client.node.cache)), (1, 0))
+
+    def test_calls_in_a_row(self) -> None:
+        """However often a gateway calls, its client looks at the age of each pair once, and soon of one."""
+        network = connected()
+        gateway, client = network.gateways[0], network.client
+        (policy_client,) = network.gateway_policy.clients
+        for _ in range(20):
+            calls = gateway.node._calls
+            network.act(gateway, calls.call(policy_client, client.endpoint, memoryview(BACK), network.now))
+            network.run(1.1)
+        self.assertEqual(client.node.kms.established, 21)
+        network.run(OLD_SA_LINGER)
+        self.assertEqual((len(client.node.cache.by_spi), len(client.node.agenda)), (1, 2))
 
     def test_questions_in_a_row(self) -> None:
         """However often a gateway asks `owner?`, its client repeats the last claim alone."""
@@ -198,6 +239,23 @@ class EnvelopeTests(SynchronousTestCase):
         network.receive(gateway, sealed, network.client.endpoint)
         self.assertEqual(gateway.delivered, [OUT])
         self.assertEqual(gateway.node.status(network.now)["drops"], {"malformed-packet": 1})
+
+
+class WaitingTests(SynchronousTestCase):
+    """Packets that wait for a client that is called (R12)."""
+
+    def test_broken_packet(self) -> None:
+        """One that is broken and too big to go out takes no other with it."""
+        network = connected()
+        gateway, client = network.gateways[0], network.client
+        network.act(client, client.node.close(network.now))
+        network.run(1)
+        big = udp_packet(TARGET, INNER, bytes(1500))
+        network.send(gateway, big[:2] + bytes(2) + big[4:])
+        network.send(gateway, BACK)
+        network.run(1)
+        self.assertEqual(client.delivered, [BACK])
+        self.assertIn("malformed-packet", gateway.node.drop_counts())
 
 
 class RejectionTests(SynchronousTestCase):
