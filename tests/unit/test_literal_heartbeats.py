@@ -81,8 +81,8 @@ class EchoTests(SynchronousTestCase):
     def test_without_lan(self) -> None:
         """R14: a gateway whose LAN is down stays silent, and so fails."""
         network = connected(2, standby=1)
-        network.gateways[0].lan_up = False
-        network.gateways[0].node.lan_changed(True, "its link is down", network.now)  # its status gets lost
+        network.wire = lambda data, *_: () if data[:5] == CONTROL + bytes([Kind.STATUS]) else (DELAY,)
+        network.lan(network.gateways[0], up=False)
         network.run(2)
         self.assertEqual(literal(network, network.gateways[0]), [])
         self.assertEqual(in_use(network), "198.51.100.22")
@@ -116,6 +116,7 @@ class EchoTests(SynchronousTestCase):
         (_, heartbeat, _), _ = literal(network, network.client)
         network.receive(network.client, heartbeat, network.gateways[0].endpoint)
         self.assertIsNone(in_use(network))
+        self.assertEqual(network.client.node.drop_counts(), {"unexpected-control": 1})
 
     def test_standbys_are_asked(self) -> None:
         """X1: the switch goes to a standby that answers the literal heartbeat."""
