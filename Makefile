@@ -1,19 +1,21 @@
-# make demo    build the lab's network on this machine and send real traffic through the tunnel
+# make demo    three gateways on this machine that fail while traffic flows, and a report for a browser
 # make test    run all tests; those that need root or /dev/net/tun say so where they are skipped
 # make check   lint, format, strict types, documentation with warnings as errors, the ring table
 # make docs    the documentation, in docs/_build/html
 # make bench   the benchmarks
+# make faults  what failover costs: TRIALS (20) of each fault, and heartbeats counted over 3 minutes (half an hour)
 #
 # Everything runs in .venv, which the first target makes and a change of setup.cfg renews.
 # Another interpreter: make PYTHON=python3.12 test. A part of the tests: make TESTS=tests.unit test.
 
 PYTHON ?= python3
 TESTS ?= tests
+TRIALS ?= 20
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types docs rings bench clean
+.PHONY: demo test check lint types docs rings bench faults clean
 
 demo: $(INSTALLED)
 	@$(BIN)/rvpn lab demo
@@ -42,8 +44,12 @@ bench: $(INSTALLED)
 	    echo "== $$bench"; timeout 600 $(BIN)/python $$bench || exit 1; \
 	done
 
+faults: $(INSTALLED)
+	@$(BIN)/rvpn lab failover --fault all --trials $(TRIALS)
+	@$(BIN)/rvpn lab heartbeats --seconds 60
+
 clean:
-	rm -rf $(VENV) build dist docs/_build _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage* *.egg-info
+	rm -rf rvpn-demo.html $(VENV) build dist docs/_build _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage* *.egg-info
 	find rvpn tests twisted benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # An editable install in compat mode: twistd finds the plugins from any directory, and no test runs stale code.

@@ -530,7 +530,10 @@ class Client(TunnelEnd):
         session = pair.session
         assert session is not None
         session.status = packet.status
-        expected, actions = self.failover.answered(session, packet.in_reply_to, now)
+        return self._answered(session, packet.in_reply_to, now)
+
+    def _answered(self, session: Session, sequence: int, now: float) -> list[Action]:
+        expected, actions = self.failover.answered(session, sequence, now)
         if not expected:
             self.drop(DropReason.UNEXPECTED_CONTROL)
         return actions
@@ -560,11 +563,11 @@ class Client(TunnelEnd):
     def _on_literal(self, datagram: bytes, path: Path, now: float) -> list[Action]:
         """Take the literal heartbeat's echo, equal and from the gateway's address (DESIGN 6)."""
         session, sequence = self._literal[datagram]
-        if path.remote != session.path.remote or session.closed:
+        if path.remote != session.path.remote:
             raise RemoteError(DropReason.UNEXPECTED_CONTROL)
         del self._literal[datagram]
         session.heard(now)
-        return self.failover.answered(session, sequence, now)[1]
+        return self._answered(session, sequence, now)
 
     def _on_lost_keys(self, notice: memoryview, path: Path, now: float) -> list[Action]:
         """

@@ -90,7 +90,7 @@ class Gateway(TunnelEnd):
         self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
         self._calls = Calls(self, self.agenda)
         self._last_sessions: dict[PeerIdentity, Session] = {}
-        self._roaming = Roaming(self.cache, self.agenda)
+        self._roaming = Roaming(self.cache, self.agenda, random)
         self._literal_rate = Rate(LITERAL_IN_ALL)
         self.fitness = Status.OK
         self._draining = self._lan_down = False
@@ -426,7 +426,7 @@ class Gateway(TunnelEnd):
 
     def _on_response(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         assert pair.session is not None
-        return self._roaming.response(pair.session, packet.in_reply_to, path, now)
+        return self._roaming.response(pair.session, packet.generation, path, now)
 
     def _ask_owner(self, session: Session, now: float) -> list[Action]:
         if session.sending is None:

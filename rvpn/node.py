@@ -359,7 +359,8 @@ class TunnelEnd(ABC):
 
     def _on_challenge(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
         """Show that we are where the challenge went; the answer moves nothing here (DESIGN 3)."""
-        return [Send(pair.control.send(Kind.RESPONSE, in_reply_to=packet.sequence), path)]
+        response = pair.control.send(Kind.RESPONSE, in_reply_to=packet.sequence, generation=packet.generation)
+        return [Send(response, path)]
 
     def close(self, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""

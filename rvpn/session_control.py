@@ -12,7 +12,7 @@ no answer is longer than what drew it. Every integer is big-endian.
     8       4      session: the ESP SPI that the receiver chose
     12      8      sequence, from 1, counting all control packets of this direction and SA
     20      8      in reply to: the sequence of the packet that this one answers, else 0
-    28      12     ownership generation, else 0
+    28      12     claim: ownership generation; challenge, response: the challenge's random number; else 0
     40      16     tag: BLAKE2b over bytes 0 to 39, keyed with the control key of this direction and SA
 
 A datagram is read in two steps: `session_spi` names the session, whose `ControlChannel` holds the key. A
@@ -32,6 +32,8 @@ from rvpn.esp.replay import ReplayWindow
 
 #: Bytes of a control key.
 CONTROL_KEY_SIZE = 32
+#: Bytes of an ownership generation, that of a TAI64N label.
+GENERATION_SIZE = 12
 
 # SPI, kind, status, reserved, session, sequence, in reply to, generation.
 _BODY = Struct("!IBBHIQQ12s")
@@ -103,7 +105,7 @@ def encode(packet: ControlPacket, key: bytes) -> bytes:
         packet.session,
         packet.sequence,
         packet.in_reply_to,
-        packet.generation.to_bytes(12, "big"),
+        packet.generation.to_bytes(GENERATION_SIZE, "big"),
     )
     return body + _tag(body, key)
 

@@ -46,13 +46,18 @@ def register(commands: Subparsers) -> None:
     trials_command.register(parsers)
     demo = parsers.add_parser(
         "demo",
-        help="show that it works: real traffic through the tunnel, counted on the wire",
+        help="show that it works: real traffic through the tunnel, and gateways that fail meanwhile",
         description="Start the lab, ping each target, fetch files and run TCP streams, and show from "
-        "captures that the outside saw only ciphertext. Exits with 0 if all of it worked.",
+        "captures that the outside saw only ciphertext. Then kill the gateway in use, take the LAN from the "
+        "next, and start the first again while traffic flows. Writes a report for a browser; exits with 0 if "
+        "all of it worked.",
     )
     _add_family(demo)
     demo.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
-    demo.set_defaults(run=lambda options: demonstrate(options.family, options.keep))
+    demo.add_argument(
+        "--report", type=Path, default=Path("rvpn-demo.html"), metavar="FILE", help="default: rvpn-demo.html"
+    )
+    demo.set_defaults(run=lambda options: demonstrate(options.family, options.keep, options.report))
 
 
 def _register_life(parsers: Subparsers) -> None:

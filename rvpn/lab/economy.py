@@ -7,7 +7,6 @@ Idle, DEFERRED and NONE have to be silent. Busy, a client that is answered has n
 X8's; one that is not sends them after HeartbeatDeferTime, in DEFERRED mode directly behind a payload packet.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,10 +94,9 @@ def _laboratory(terms: Terms) -> Iterator[Lab]:
         services.start_all(lab)
         (target,) = lab.topology.target_names
         # Somebody takes the datagrams that nobody is to answer.
-        listener = [*_monitor("receive"), str(lab.topology.lan_addresses(target)[0])]
-        lab.start_ready(target, listener, "listener").close()
-        time.sleep(_SETTLING)
-        yield lab
+        with lab.start_monitor(target, "receive", lab.topology.lan_addresses(target)[0]):
+            time.sleep(_SETTLING)
+            yield lab
 
 
 def _count(labs: Sequence[tuple[Terms, Lab]], load: Load, seconds: float) -> Iterator[Count]:
@@ -110,19 +108,15 @@ def _count(labs: Sequence[tuple[Terms, Lab]], load: Load, seconds: float) -> Ite
         tool = {Load.ANSWERED: "ping", Load.UNANSWERED: "send"}.get(load)
         if tool is not None:
             for _, lab in labs:
-                address = str(lab.topology.lan_addresses(lab.topology.target_names[0])[0])
+                address = lab.topology.lan_addresses(lab.topology.target_names[0])[0]
                 file = lab.directory / load.name
-                argv = [*_monitor(tool), address, str(file), f"--interval={INTERVAL}"]
-                stack.enter_context(lab.start_ready("client", argv))
+                interval = f"--interval={INTERVAL}"
+                stack.enter_context(lab.start_monitor("client", tool, address, file, interval))
         time.sleep(seconds)
         for (terms, lab), (capture, begun) in zip(labs, captures, strict=True):
             capture.stop()
             elapsed = time.monotonic() - begun
             yield _evaluate(terms, load, elapsed, list(_sent(lab, capture.pcap)))
-
-
-def _monitor(tool: str) -> list[str]:
-    return [sys.executable, "-m", "rvpn.lab.monitor", tool]
 
 
 def _sent(lab: Lab, pcap: Path) -> Iterator[Kind]:

@@ -179,6 +179,10 @@ class Lab:
         """Run a tool of `rvpn.lab.traffic` in a node; return its figures. Raises as `Measurement.result`."""
         return self.start_traffic(node, *arguments).result(timeout)
 
+    def start_monitor(self, node: str, *arguments: object) -> Process:
+        """Start a tool of `rvpn.lab.monitor` in a node; when this returns it is at work."""
+        return self.start_ready(node, [sys.executable, "-m", "rvpn.lab.monitor", *map(str, arguments)])
+
     def serve_targets(self) -> None:
         """Start the servers that `fetch`, `stream` and `udp` talk to, on every target."""
         for target in self.topology.target_names:

@@ -13,6 +13,9 @@ from pathlib import Path
 from struct import Struct
 from typing import Generic, NamedTuple, TypeVar
 
+#: Seconds for which packets must have arrived before all is well.
+STEADY = 0.25
+
 
 class Arrival(NamedTuple):
     """A packet that arrived: the reply to ping `number`, or datagram `number` of a stream."""
@@ -99,6 +102,13 @@ def missing(arrivals: Iterable[Arrival], since: float, until: float) -> int:
     first = max((each.number for each in arrived if each.received <= since), default=-1)
     after = {each.number for each in arrived if each.number > first}
     return max(after, default=first) - first - len(after)
+
+
+def steady(arrivals: Sequence[Arrival], interval: float, now: float) -> bool:
+    """Tell whether nearly all packets of the last STEADY seconds arrived, one every `interval` seconds."""
+    expected = STEADY / interval
+    recent = sum(each.received > now - STEADY for each in arrivals[-2 * math.ceil(expected) :])
+    return recent > 0.8 * expected
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

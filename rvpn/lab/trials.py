@@ -9,7 +9,6 @@ The outage of a trial is the longest time between two ping replies in a row that
 the interval between pings.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from rvpn.lab import faults, services
 from rvpn.lab.lab import Lab, tail
 from rvpn.lab.monitor import PING_INTERVAL
 from rvpn.lab.process import Process
-from rvpn.lab.records import Arrival, Gap, Log, Progress, longest_gap, missing, spread
+from rvpn.lab.records import STEADY, Arrival, Gap, Log, Progress, longest_gap, missing, spread, steady
 from rvpn.lab.topology import Topology
 
 ALL_DEAD, DRAIN, CUT_TO_GATEWAY = "all-dead", "drain", "cut-to-gateway"
@@ -41,8 +40,8 @@ TOLERANCE, ONE_EXCHANGE = 0.06, 0.05
 _PHASE = 0.5
 #: Seconds to watch at least, and at most.
 _SHORTEST_TRIAL, _LONGEST_TRIAL = 0.5, 30.0
-#: Seconds in which all must be well again, and for which pings must have been answered then.
-_HEALING_TIME, _STEADY = 40.0, 0.25
+#: Seconds in which all must be well again.
+_HEALING_TIME = 40.0
 _POLL = 0.05
 
 Figures = dict[str, Any]
@@ -185,8 +184,7 @@ class Bench:
         self._monitor(self.lab.topology.target_names[0], "send", inner)
 
     def _monitor(self, node: str, *arguments: object) -> None:
-        argv = [sys.executable, "-m", "rvpn.lab.monitor", *map(str, arguments)]
-        self._processes.append(self._resources.enter_context(self.lab.start_ready(node, argv)))
+        self._processes.append(self._resources.enter_context(self.lab.start_monitor(node, *arguments)))
 
     def __enter__(self) -> Self:
         """Return the bench itself."""
@@ -324,14 +322,11 @@ class Bench:
         if not self._steady():
             yield "pings are not answered"
         progress = self.transfer.read()[-1:]
-        if not progress or time.monotonic() - progress[0].when > _STEADY:
+        if not progress or time.monotonic() - progress[0].when > STEADY:
             yield "the transfer stands still"
 
     def _steady(self) -> bool:
-        """Tell whether nearly all of the last pings were answered."""
-        begun = time.monotonic() - _STEADY
-        recent = sum(reply.received > begun for reply in self.pings.read()[-100:])
-        return recent > 0.8 * _STEADY / PING_INTERVAL
+        return steady(self.pings.read(), PING_INTERVAL, time.monotonic())
 
     def _logs(self) -> str:
         names = ("client", *self.lab.topology.gateway_names)

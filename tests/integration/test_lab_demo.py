@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 from signal import SIGTERM
 
 from rvpn.constants import Role
@@ -17,10 +18,13 @@ class DemoTests(LabTestCase):
     """`rvpn lab demo`."""
 
     def test_passes(self) -> None:
-        """It passes with IPv4 and with IPv6 outside, and what it prints is fit for a file."""
+        """
+        It passes with IPv4 and with IPv6 outside, what it prints is fit for a file, and its report is there.
+        """
         for family in ("4", "6"):
+            report = Path(self.mktemp())
             done = subprocess.run(
-                [sys.executable, "-m", "rvpn", "lab", "demo", "--family", family],
+                [sys.executable, "-m", "rvpn", "lab", "demo", "--family", family, "--report", str(report)],
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -29,13 +33,17 @@ class DemoTests(LabTestCase):
             self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
             self.assertIn("120 of 120 pings were answered", done.stdout)
             self.assertIn("12 of 12 files and streams arrived unchanged", done.stdout)
+            self.assertRegex(done.stdout, r"one TCP connection outlived it all: .* 0 bytes wrong")
+            self.assertIn("the client used gateway1, gateway2, gateway3, gateway1", done.stdout)
+            self.assertIn(str(report.absolute()), done.stdout)
+            self.assertIn("gateway2 without LAN", report.read_text())
             self.assertTrue(done.stdout.replace("\n", "").isprintable())
 
     def test_failed_check(self) -> None:
         """A check that does not hold is marked, with what was found, and decides the exit code."""
         self.patch(sys, "stdout", out := io.StringIO())
         self.patch(demo, "OUTSIDE_KINDS", demo.OUTSIDE_KINDS - {Kind.ESP})
-        self.assertEqual(demo.demonstrate(4, keep=False), 1)
+        self.assertEqual(demo.demonstrate(4, keep=False, report=Path(self.mktemp())), 1)
         (line,) = (line for line in out.getvalue().splitlines() if "outside link carried only" in line)
         self.assertRegex(line, r"^(✗|FAILED) .*; found [0-9,]+ ESP$")
         self.assertIn("session with gateway", out.getvalue(), "the end of a log")
@@ -44,14 +52,14 @@ class DemoTests(LabTestCase):
         """A service that does not start is named, with the end of its log."""
         configure = services.configure
 
-        def spoil(lab: Lab) -> None:
-            configure(lab)
+        def spoil(lab: Lab, general: services.General) -> None:
+            configure(lab, general)
             (lab.directory / "gateway2.policy").write_text("[GENERAL]\nHeartbeat = LOUD\n")
 
         self.patch(sys, "stdout", io.StringIO())
         self.patch(services, "configure", spoil)
         with self.assertRaisesRegex(LocalError, "(?s)the service in gateway2 ended at once.*'LOUD'"):
-            demo.demonstrate(4, keep=False)
+            demo.demonstrate(4, keep=False, report=Path(self.mktemp()))
 
 
 class ServiceTests(LabTestCase):

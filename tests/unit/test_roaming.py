@@ -243,6 +243,21 @@ class ThiefTests(SynchronousTestCase):
         network.run(1)
         self.assertEqual(place(network), CLIENT_ENDPOINT)
 
+    def test_reflection(self) -> None:
+        """DESIGN 3: a client cannot have its packets sent to somebody who never saw the challenge."""
+        network = connected()
+        gateway: Host[Any] = network.gateways[0]
+        network.client.alive = False
+        (session,), (theirs,) = network.client.node.cache, gateway.node.cache
+        assert session.sending is not None
+        assert theirs.sending is not None
+        network.receive(gateway, session.sending.outbound.seal(OUT, 4), THIEF)
+        for guess in range(theirs.sending.control.sequence + 5):
+            response = session.sending.control.send(Kind.RESPONSE, in_reply_to=guess)
+            network.receive(gateway, response, THIEF)
+        network.run(1)
+        self.assertEqual(place(network), CLIENT_ENDPOINT)
+
     def test_bounded(self) -> None:
         """DESIGN 3: both addresses answer and packets come by both in turn: challenges are few."""
         network = connected()
