@@ -159,7 +159,7 @@ class OutsiderTests(SynchronousTestCase):
             self.assertGreaterEqual(attack.live[family], 0.2 * attack.mutants[family])
 
     def test_running_exchange(self) -> None:
-        """Key exchanges under way, the first and rekeys, end with keys; until then the session goes on."""
+        """Key exchanges under way, the first, rekeys and calls, end with keys; until then the session goes on."""
         scene, other = Scene(exchange_time=4.5), Scene(seed=2)
         other.ping()
         attack = Attack(scene, record(other), seed=2)
@@ -167,21 +167,21 @@ class OutsiderTests(SynchronousTestCase):
             self.exchange(scene, attack)
             attack.hear(record(scene))
             memory.begin()
-            for _ in range(ROUNDS):
-                self.exchange(scene, attack)
+            for number in range(ROUNDS):
+                self.exchange(scene, attack, call=number % 2 == 1)
             scene.run(HALF_OPEN_TIME)
             growth = memory.growth()
         self.finish(attack, scene, growth)
         for family in Family:
             self.assertGreaterEqual(attack.live[family], 0.2 * attack.mutants[family])
 
-    def exchange(self, scene: Scene, attack: Attack) -> None:
-        """Let an exchange stand just before the gateway's answer while mutants come, and then end."""
-        answers: list[bytes] = []
+    def exchange(self, scene: Scene, attack: Attack, *, call: bool = False) -> None:
+        """Let an exchange stand just before the acceptor's answer while mutants come, and then end."""
+        answers: list[tuple[bytes, Endpoint, Endpoint]] = []
 
-        def hold_answers(datagram: bytes, source: Endpoint, _destination: Endpoint) -> Iterable[float]:
-            if source == scene.gateway.endpoint and _is_answer(datagram):
-                answers.append(datagram)
+        def hold_answers(datagram: bytes, source: Endpoint, destination: Endpoint) -> Iterable[float]:
+            if _is_answer(datagram):
+                answers.append((datagram, source, destination))
                 return ()
             return (DELAY,)
 
@@ -190,17 +190,20 @@ class OutsiderTests(SynchronousTestCase):
         scene.wire = hold_answers
         if keys is None:
             scene.ping()
+        elif call:
+            scene.forget()
+            scene.call()
         else:
             scene.forget()
             scene.act(scene.client, scene.client.node.authenticate(gateway.address, scene.now))
         scene.run(0.05)
         attack.overhear(datagram for _, datagram, _, _ in scene.sent)
-        attack.run(MUTANTS // ROUNDS, answers[:1])
+        attack.run(MUTANTS // ROUNDS, [answers[0][0]])
         if keys is not None:
             self.assertTrue(scene.ping())
             self.assertEqual(scene.sending(), keys)
         scene.wire = perfect
-        scene.inject(answers[0], gateway, scene.client.endpoint)
+        scene.inject(*answers[0])
         scene.run(0.1)
         self.assertEqual(kms.established, established + 1)
         self.assertNotEqual(scene.sending(), keys)
@@ -208,4 +211,7 @@ class OutsiderTests(SynchronousTestCase):
 
 
 def _is_answer(datagram: bytes) -> bool:
-    return datagram[:4] == KEY_EXCHANGE_MARKER and isinstance(tokens.decode(datagram), tokens.Fragment)
+    if datagram[:4] != KEY_EXCHANGE_MARKER:
+        return False
+    message = tokens.decode(datagram)
+    return isinstance(message, tokens.Fragment) and message.token == 1
