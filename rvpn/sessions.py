@@ -133,8 +133,8 @@ class Session:
             self.received_at, self.packets_out_then = now, self.packets_out
 
     def use_addresses(self, inner_addresses: Iterable[IPAddress]) -> None:
-        """Take these for the client's inner addresses."""
-        self.inner_addresses = tuple(inner_addresses)
+        """Take these for the client's inner addresses, each once: it may name one twice."""
+        self.inner_addresses = tuple(dict.fromkeys(inner_addresses))
         self.packed_addresses = frozenset(address.packed for address in self.inner_addresses)
 
     def learn_path_mtu(self, path_mtu: int) -> bool:

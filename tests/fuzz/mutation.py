@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
 from rvpn.keyexchange import tokens
+from rvpn.lost_keys import NOTICE_SIZE
+from rvpn.node import LITERAL_SIZE
 
 #: Bytes of parameters that fit one key exchange datagram beside keys, tags and timestamp.
 MAX_PAYLOAD = 1070
@@ -31,6 +33,8 @@ class Family(Enum):
     ESP = "ESP"
     CONTROL = "session control"
     KEY_EXCHANGE = "key exchange"
+    LITERAL = "literal heartbeat"
+    LOST_KEYS = "lost-key notice"
 
 
 class Field(NamedTuple):
@@ -54,6 +58,10 @@ FIELDS: dict[Family, tuple[Field, ...]] = {
         *(Field(4, 1), Field(5, 1), Field(6, 1), Field(7, 1), Field(8, 8), Field(16, 16)),
         *(Field(32, 1), Field(33, 1), Field(32, 4), Field(32, 16), Field(34, 32), Field(-16, 16)),
     ),
+    # SPI and random bytes (DESIGN 6).
+    Family.LITERAL: (Field(0, 4), Field(4, 1), Field(4, 16)),
+    # SPI, zero, the SPI that is unknown, token (rvpn.lost_keys).
+    Family.LOST_KEYS: (Field(0, 4), Field(4, 4), Field(8, 4), Field(12, 16)),
 }
 # Version and header length, total length, flags and offset, protocol, addresses, and what follows them.
 IPV4_FIELDS = (
@@ -75,17 +83,33 @@ class Exchange(NamedTuple):
 
 
 class Live(NamedTuple):
-    """What selects a session or an exchange at a node right now."""
+    """
+    What selects a session or an exchange at a node right now.
+
+    `spis` are its own, `peer_spis` those that it sends to, `heartbeats` the literal ones it waits for.
+    """
 
     spis: Sequence[int]
     exchanges: Sequence[Exchange]
+    peer_spis: Sequence[int] = ()
+    heartbeats: Sequence[bytes] = ()
 
-    def selects(self, datagram: bytes) -> bool:
+    def selects(self, family: Family, datagram: bytes) -> bool:
         """Tell whether the datagram carries one of these where a node looks for it."""
-        if datagram[:4] == KEY_EXCHANGE_MARKER:
+        if family is Family.KEY_EXCHANGE:
             return datagram[_ID_START:_ID_END] in {exchange.exchange_id for exchange in self.exchanges}
-        start = 8 if datagram[:4] == _CONTROL_SPI else 0
-        return len(datagram) >= start + 4 and int.from_bytes(datagram[start : start + 4]) in self.spis
+        if family is Family.ESP:
+            return int.from_bytes(datagram[:4]) in self.spis
+        if datagram[:4] != _CONTROL_SPI:
+            return False
+        spi, size = int.from_bytes(datagram[8:12]), len(datagram)
+        if family is Family.CONTROL:
+            return spi in self.spis
+        return (
+            size == LITERAL_SIZE
+            if family is Family.LITERAL
+            else size == NOTICE_SIZE and spi in self.peer_spis
+        )
 
 
 def _split(encoded: bytes) -> Iterator[tuple[int, bytes]]:
@@ -152,10 +176,18 @@ class Mutator:
         """Set right what selects a session or an exchange, and if there is a cookie the MAC."""
         if family is Family.KEY_EXCHANGE:
             return self._aim_at_exchange(data, live)
-        if not live.spis:
+        if family is Family.LITERAL:
+            if live.heartbeats and self.random.random() < 0.1:
+                return self.random.choice(live.heartbeats)
+            return (_CONTROL_SPI + data[4:]).ljust(LITERAL_SIZE, b"\0")[:LITERAL_SIZE]
+        spis = live.peer_spis if family is Family.LOST_KEYS else live.spis
+        if not spis:
             return data
-        spi = self.random.choice(live.spis).to_bytes(4)
-        return spi + data[4:] if family is Family.ESP else _CONTROL_SPI + data[4:8] + spi + data[12:]
+        spi = self.random.choice(spis).to_bytes(4)
+        if family is Family.ESP:
+            return spi + data[4:]
+        data = _CONTROL_SPI + data[4:8] + spi + data[12:]
+        return data if family is Family.CONTROL else data.ljust(NOTICE_SIZE, b"\0")[:NOTICE_SIZE]
 
     def _aim_at_exchange(self, data: bytes, live: Live) -> bytes:
         if not live.exchanges:

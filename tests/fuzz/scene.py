@@ -17,17 +17,18 @@ from unittest import TestCase
 from rvpn.client import Client
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
 from rvpn.gateway import Gateway
+from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, IPAddress, PacketBatch, Path, Send
 from rvpn.keyexchange import tokens
-from rvpn.node import Credentials
+from rvpn.node import LITERAL_SIZE, Credentials
 from rvpn.packet import addresses
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Tunnel
-from rvpn.session_control import ControlPacket, Kind, Status, encode
+from rvpn.session_control import CONTROL_SIZE, ControlPacket, Kind, Status, encode
 from rvpn.sessions import SAPair
 from tests.fuzz.mutation import Exchange, Family, Live
 from tests.unit.keyexchange_ends import chatty
-from tests.unit.simulation import DELAY, INNER, TARGET, Host, Network, identity
+from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, identity
 
 INNER_6, TARGET_6 = ip_address("2001:db8:99::1"), ip_address("2001:db8::1")
 Ends = tuple[IPAddress, IPAddress]
@@ -39,8 +40,17 @@ LAN = (ip_network("10.0.0.0/24"), ip_network("2001:db8::/64"))
 GROWTH = 1 << 20
 
 
+#: Control packets that nothing but another one draws (DESIGN 6).
+ANSWERS = (Kind.ANSWER, Kind.RESPONSE, Kind.ACK)
+
+
 class Misbehaviour(AssertionError):
     """A node did what nobody may make it do."""
+
+
+def is_control(datagram: bytes, kind: Kind) -> bool:
+    """Tell whether this is a session control packet of a kind."""
+    return len(datagram) == CONTROL_SIZE and datagram[:5] == CONTROL + bytes([kind])
 
 
 def ipv4(ends: Ends, protocol: int, payload: bytes) -> bytes:
@@ -82,7 +92,10 @@ class Scene(Network):
         clients = [PolicyClient(1, identity(self.client_keys[0]), (INNER, INNER_6))]
         if other is not None:
             clients.append(PolicyClient(2, identity(other[0]), other[1:]))
-        self.gateway_policy = replace(self.gateway_policy, clients=tuple(clients), lan_networks=LAN)
+        exchange_time = self.client_policy.exchange_time
+        self.gateway_policy = replace(
+            self.gateway_policy, clients=tuple(clients), lan_networks=LAN, exchange_time=exchange_time
+        )
         own, credentials = (INNER, INNER_6), Credentials(self.client_keys[0])
         self.client.node = Client(self.client_policy, credentials, own, self.random, self.clock, self.now)
         self.restart(0)
@@ -112,31 +125,78 @@ class Scene(Network):
 
     def live(self, host: Host[Any]) -> Live:
         """Return what selects a session or an exchange at this host."""
+        pairs, half_open = host.node.cache.by_spi, host.node._acceptor._half_open
+        exchanges = [
+            Exchange(running.exchange.exchange_id, attempt.cookie)
+            for running in self.initiations(host)._running.values()
+            for attempt in running.exchange._attempts
+        ]
+        return Live(
+            list(pairs),
+            exchanges + [Exchange(*key[1:]) for key in half_open],
+            [pair.outbound.spi for pair in pairs.values()],
+            list(self.client.node._literal) if host is self.client else (),
+        )
+
+    def initiations(self, host: Host[Any]) -> Initiations:
+        """Return the exchanges that this host began."""
+        return self.client.node._initiations if host is self.client else self.gateway.node._calls._initiations
+
+    def appointments(self, host: Host[Any]) -> int:
+        """
+        Return how many appointments a node may have at most, for all that waits at it.
+
+        A pair closes once and is renewed at a client; exchanges are repeated, and so are claims, closes and
+        status. A gateway decides on moves and announces addresses, a client watches gateways, and comes back
+        to its clusters and standbys.
+        """
+        node = host.node
+        expected = (
+            len(node.cache.by_spi) + len(node._acceptor) + len(node._sayings) + len(self.initiations(host))
+        )
+        if host is not self.client:
+            return expected + len(node._roaming._moves) + len(node.presence._by_client)
+        failover = self.client.node.failover
+        later = len(failover._asking) + len(failover._retries) + len(failover._seeking)
+        return expected + len(node.cache.by_spi) + len(failover.liveness._watched) + later
+
+    def waiting(self, host: Host[Any]) -> int:
+        """Return how many inner packets wait for a session."""
         if host is self.client:
-            exchanges = [
-                Exchange(running.exchange.exchange_id, attempt.cookie)
-                for running in self.client.node._initiations._running.values()
-                for attempt in running.exchange._attempts
-            ]
-        else:
-            exchanges = [Exchange(*key[1:]) for key in self.gateway.node._acceptor._half_open]
-        return Live(list(host.node.cache.by_spi), exchanges)
+            return sum(cluster.waiting for cluster in self.client.node.failover.clusters.values())
+        return sum(map(len, self.gateway.node._calls._waiting.values()))
 
     def feed(self, host: Host[Any], mutant: bytes, origin: Endpoint, size: int = 0) -> list[Send]:
         """
-        Let a mutant arrive, `size` bytes of it in each datagram (0: all of it), and do what it draws.
+        Let a mutant arrive, `size` bytes of it in each datagram (0: all of it), do what it draws, and return
+        the replies.
 
         Raises `Misbehaviour` if the replies go to somebody else, or together are longer than the mutant. The
-        exceptions: addresses that have proved themselves, by the MAC of a cookie, and gateways of the policy.
+        exceptions: addresses that have proved themselves, by the MAC of a cookie, those that the node itself
+        began an exchange with, and gateways of the policy.
+        Inner packets that waited are no replies, nor are the two challenges of a move: at most two, and one
+        of them to where the mutant came from.
         """
+        waiting = self.waiting(host)
+        asked = [running.path.remote for running in self.initiations(host)._running.values()]
         actions = self.take(host, mutant, origin, size)
-        replies = [action for action in actions if isinstance(action, Send)]
+        sent = [action for action in actions if isinstance(action, Send)]
+        challenges = [send for send in sent if is_control(send.datagram, Kind.CHALLENGE)]
+        if challenges and [send.path.remote == origin for send in challenges] != [True, False]:
+            raise Misbehaviour(f"{len(mutant)} bytes from {origin} drew {len(challenges)} challenges")
+        replies = [send for send in sent if send not in challenges]
+        payload = [send for send in replies if send.datagram[:4] not in (CONTROL, KEY_EXCHANGE_MARKER)]
+        payload.sort(key=lambda send: len(send.datagram), reverse=True)
+        waited = payload[: max(0, waiting - self.waiting(host))]
+        replies = [send for send in replies if send not in waited]
         if any(reply.path.remote.address != origin.address for reply in replies):
             raise Misbehaviour(f"{len(mutant)} bytes from {origin} were answered to somebody else")
-        proven = mutant[:4] == KEY_EXCHANGE_MARKER and any(mutant[16:32])
+        proven = mutant[:4] == KEY_EXCHANGE_MARKER and (any(mutant[16:32]) or origin in asked)
         trusted = host is self.client and origin == self.gateway.endpoint
         if sum(len(reply.datagram) for reply in replies) > len(mutant) and not proven and not trusted:
             raise Misbehaviour(f"{len(mutant)} bytes from {origin} drew more than came")
+        if sum(any(is_control(reply.datagram, kind) for kind in ANSWERS) for reply in replies) > 1:
+            raise Misbehaviour(f"{len(mutant)} bytes from {origin} drew several answers")
         return replies
 
     def take(self, host: Host[Any], datagram: bytes, origin: Endpoint, size: int = 0) -> list[Action]:
@@ -179,12 +239,25 @@ class Scene(Network):
         self.run(10 * DELAY)
         return self.gateway.delivered == there and self.client.delivered == back
 
+    def call(self) -> None:
+        """Let the gateway begin an exchange with the client, as for a packet without a session (R12)."""
+        (client, *_), packet = self.gateway_policy.clients, memoryview(ipv4(BACK, 17, b"call"))
+        calls = self.gateway.node._calls
+        self.act(self.gateway, calls.call(client, self.client.endpoint, packet, self.now))
+
     def forget(self) -> None:
         """Drop what the simulation, not the nodes, keeps of the past."""
         self.sent.clear()
         for host in self.hosts:
             host.delivered.clear()
             host.events.clear()
+
+
+def check_agenda(scene: Scene, host: Host[Any]) -> None:
+    """Raise `Misbehaviour` if a node has more appointments than what waits at it accounts for."""
+    appointments, expected = len(host.node.agenda), scene.appointments(host)
+    if appointments > expected:
+        raise Misbehaviour(f"{appointments} appointments where at most {expected} are expected")
 
 
 Recordings = dict[Family, list[bytes]]
@@ -195,7 +268,8 @@ def record(scene: Scene) -> Recordings:
     Return true datagrams of every kind, both ways: what the nodes of a scene with a session say.
 
     All have been delivered, so that none is worth anything if it comes again. Therefore the closes among the
-    control packets, which would end the session, have the sequence number of another.
+    control packets, which would end the session, have the sequence number of another. The lost-key notices
+    are true too, but of the start before the session's.
     """
     scene.sent.clear()
     for length in (0, 1, 2, 3, 64, 1300):
@@ -203,16 +277,23 @@ def record(scene: Scene) -> Recordings:
         scene.send(scene.gateway, ipv6(BACK_6, 17, bytes(length)))
     scene.act(scene.client, scene.client.node.authenticate(scene.gateway.endpoint.address, scene.now))
     scene.run(0.1)
+    scene.call()
+    scene.run(0.1)
     for length in (0, 100, 1000):
         scene.send(scene.gateway, ipv4(BACK, 6, bytes(length)))
         scene.send(scene.client, ipv6(THERE_6, 6, bytes(length)))
     scene.run(0.1)
     datagrams = [datagram for _, datagram, _, _ in scene.sent]
     exchanged = [datagram for datagram in datagrams if datagram[:4] == KEY_EXCHANGE_MARKER]
+    marks = (KEY_EXCHANGE_MARKER, CONTROL)
     return {
-        Family.ESP: [datagram for datagram in datagrams if datagram[:4] != KEY_EXCHANGE_MARKER],
+        Family.ESP: [datagram for datagram in datagrams if datagram[:4] not in marks],
         Family.CONTROL: _control_packets(scene),
         Family.KEY_EXCHANGE: exchanged + _other_messages(exchanged[0]),
+        Family.LITERAL: [CONTROL + bytes([number]) * (LITERAL_SIZE - len(CONTROL)) for number in range(16)],
+        Family.LOST_KEYS: [
+            scene.gateway.node._lost_keys.notice(spi) for spi in scene.gateway.node.cache.by_spi
+        ],
     }
 
 

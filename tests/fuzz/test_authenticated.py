@@ -5,20 +5,29 @@ The peer may be hostile, or broken: nothing raises, nothing comes through that t
 the session goes on.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.session_control import Kind
+from rvpn.session_control import Kind, Status
 from rvpn.sessions import SAPair
 from tests.fuzz.hostile import control, seal, trailed
 from tests.fuzz.mutation import Mutator
-from tests.fuzz.scene import GROWTH, INNER_6, Memory, Scene, inner_packets, report
+from tests.fuzz.scene import GROWTH, INNER_6, Memory, Scene, check_agenda, inner_packets, report
 from tests.unit.simulation import INNER
 
 #: From each end.
 MUTANTS = 5000
+#: What a client and a gateway answer, and with what (DESIGN 6).
+DRAWN = {
+    True: {Kind.CHALLENGE: {Kind.RESPONSE}, Kind.STATUS: {Kind.ACK}, Kind.OWNER: {Kind.CLAIM}},
+    False: {Kind.CHALLENGE: {Kind.RESPONSE}, Kind.HEARTBEAT: {Kind.ANSWER}, Kind.CLAIM: {Kind.ACK}},
+}
+
+
+Hear = Callable[[bytes, list[bytes], bool], None]
 
 
 class AuthenticatedTests(SynchronousTestCase):
@@ -33,14 +42,23 @@ class AuthenticatedTests(SynchronousTestCase):
         self.keys = self.scene.sending()
         self.ends = self.scene.ends()
 
-    def attack(self, make: Callable[[SAPair], bytes]) -> int:
-        """Feed what `make` makes with the keys of either end to the other; count the replies."""
+    def attack(self, make: Callable[[SAPair], bytes], hear: Hear = lambda *_: None) -> int:
+        """
+        Feed what `make` makes with the keys of either end to the other, and let `hear` have the replies.
+
+        Returns the number of replies.
+        """
         scene, replies = self.scene, 0
         with Memory() as memory:
             for number in range(MUTANTS):
                 for pair, sender, receiver in self.ends:
-                    replies += len(scene.feed(receiver, make(pair), sender.endpoint))
+                    packet = make(pair)
+                    drawn = [send.datagram for send in scene.feed(receiver, packet, sender.endpoint)]
+                    hear(packet, drawn, pair.initiator)
+                    replies += len(drawn)
                 if number % 50 == 0:
+                    for host in scene.hosts:
+                        check_agenda(scene, host)
                     scene.run(0.001)
                     scene.forget()
                 if number == MUTANTS // 10:
@@ -69,18 +87,29 @@ class AuthenticatedTests(SynchronousTestCase):
             self.assertGreater(session.packets_in, MUTANTS / 4)
 
     def test_control(self) -> None:
-        """Session control packets of all kinds but `close`, with any status and any numbers, draw nothing."""
+        """
+        Session control packets of all kinds but `close`, with any status and any numbers, draw at most one
+        packet of their size, and only those that ask for something (DESIGN 6).
+        """
         random, kinds = Random(5), [kind for kind in range(11) if kind != Kind.CLOSE]
+        drawn: Counter[tuple[bool, int, int]] = Counter()
 
         def make(pair: SAPair) -> bytes:
             sequence = next_sequence(random, pair.control.sequence)
             pair.control.sequence = max(pair.control.sequence, sequence)
             number = random.choice((0, 1, random.randrange(1 << 64), (1 << 64) - 1))
-            return control(
-                pair, random.choice(kinds), sequence, random.randrange(4), random.choice((0, 0, 0, 1)), number
-            )
+            status, reserved = random.randrange(len(Status) + 1), random.choice((0, 0, 0, 1))
+            return control(pair, random.choice(kinds), sequence, status, reserved, number)
 
-        self.assertEqual(self.attack(make), 0)
+        def hear(packet: bytes, replies: list[bytes], by_client: bool) -> None:
+            self.assertLessEqual([len(reply) for reply in replies], [len(packet)])
+            drawn.update((not by_client, packet[4], reply[4]) for reply in replies)
+
+        self.assertLess(self.attack(make, hear), 2 * MUTANTS * 3 / len(kinds))
+        expected = {
+            (client, kind, answer) for client in DRAWN for kind, by in DRAWN[client].items() for answer in by
+        }
+        self.assertEqual(set(drawn), expected)
 
 
 def next_sequence(random: Random, last: int) -> int:

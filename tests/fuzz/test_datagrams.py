@@ -14,14 +14,14 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.constants import KEY_EXCHANGE_MARKER
+from rvpn.constants import KEY_EXCHANGE_MARKER, HeartbeatMode
 from rvpn.errors import DropReason
 from rvpn.interfaces import Endpoint, Send
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME, LOAD_HALF_OPEN
 from rvpn.keyexchange.initiator import MAX_COOKIES
 from tests.fuzz.mutation import Exchange, Family, Mutator
-from tests.fuzz.scene import GROWTH, Memory, Recordings, Scene, record, report
+from tests.fuzz.scene import GROWTH, Memory, Recordings, Scene, check_agenda, record, report
 from tests.unit.simulation import DELAY, Host, perfect
 
 #: Of each family for each role, in each of the two situations.
@@ -89,7 +89,7 @@ class Attack:
         while mutant in to_come:
             mutant = self._mutator.datagram(family, self._recordings[family], aim)
         self.mutants[family] += 1
-        self.live[family] += live.selects(mutant)
+        self.live[family] += live.selects(family, mutant)
         several = len(mutant) > 1 and self._random.random() < 0.05
         size = self._random.randrange(1, len(mutant)) if several else 0
         self._hear(self._scene.feed(host, mutant, origin, size), origin)
@@ -111,11 +111,12 @@ class Attack:
                     self._demanded[origin] = Exchange(message.exchange_id, message.cookie)
 
     def _check_bounds(self) -> None:
-        client, gateway = self._scene.client.node, self._scene.gateway.node
-        assert len(client.agenda) <= 2 * len(client.cache.by_spi) + ROUNDS + 2, len(client.agenda)
-        assert len(gateway.agenda) <= len(gateway.cache.by_spi) + len(gateway._acceptor), len(gateway.agenda)
-        assert len(self._scene.live(self._scene.client).exchanges) <= MAX_COOKIES + 1
-        assert len(gateway._acceptor) <= LOAD_HALF_OPEN, len(gateway._acceptor)
+        for host in self._scene.hosts:
+            check_agenda(self._scene, host)
+            running = self._scene.initiations(host)._running.values()
+            assert all(len(one.exchange._attempts) <= MAX_COOKIES + 1 for one in running)
+            assert len(running) <= 1, len(running)
+            assert len(host.node._acceptor) <= LOAD_HALF_OPEN, len(host.node._acceptor)
 
 
 class OutsiderTests(SynchronousTestCase):
@@ -135,7 +136,14 @@ class OutsiderTests(SynchronousTestCase):
 
     def test_session(self) -> None:
         """An established session goes on with the very same keys, at the very same endpoints."""
-        scene = Scene()
+        self.attack_session(Scene(heartbeat=HeartbeatMode.INSTANT))
+
+    def test_literal_heartbeats(self) -> None:
+        """So does one with literal heartbeats, which come without any proof (DESIGN 6)."""
+        self.attack_session(Scene(heartbeat=HeartbeatMode.INSTANT, literal_heartbeats=True))
+
+    def attack_session(self, scene: Scene) -> None:
+        """Attack an established session."""
         scene.ping()
         attack = Attack(scene, record(scene), seed=1)
         keys, path = scene.sending(), scene.sending()[1].path
@@ -151,7 +159,7 @@ class OutsiderTests(SynchronousTestCase):
             self.assertGreaterEqual(attack.live[family], 0.2 * attack.mutants[family])
 
     def test_running_exchange(self) -> None:
-        """Key exchanges under way, the first and rekeys, end with keys; until then the session goes on."""
+        """Key exchanges under way, the first, rekeys and calls, end with keys; until then the session goes on."""
         scene, other = Scene(exchange_time=4.5), Scene(seed=2)
         other.ping()
         attack = Attack(scene, record(other), seed=2)
@@ -159,21 +167,21 @@ class OutsiderTests(SynchronousTestCase):
             self.exchange(scene, attack)
             attack.hear(record(scene))
             memory.begin()
-            for _ in range(ROUNDS):
-                self.exchange(scene, attack)
+            for number in range(ROUNDS):
+                self.exchange(scene, attack, call=number % 2 == 1)
             scene.run(HALF_OPEN_TIME)
             growth = memory.growth()
         self.finish(attack, scene, growth)
         for family in Family:
             self.assertGreaterEqual(attack.live[family], 0.2 * attack.mutants[family])
 
-    def exchange(self, scene: Scene, attack: Attack) -> None:
-        """Let an exchange stand just before the gateway's answer while mutants come, and then end."""
-        answers: list[bytes] = []
+    def exchange(self, scene: Scene, attack: Attack, *, call: bool = False) -> None:
+        """Let an exchange stand just before the acceptor's answer while mutants come, and then end."""
+        answers: list[tuple[bytes, Endpoint, Endpoint]] = []
 
-        def hold_answers(datagram: bytes, source: Endpoint, _destination: Endpoint) -> Iterable[float]:
-            if source == scene.gateway.endpoint and _is_answer(datagram):
-                answers.append(datagram)
+        def hold_answers(datagram: bytes, source: Endpoint, destination: Endpoint) -> Iterable[float]:
+            if _is_answer(datagram):
+                answers.append((datagram, source, destination))
                 return ()
             return (DELAY,)
 
@@ -182,17 +190,20 @@ class OutsiderTests(SynchronousTestCase):
         scene.wire = hold_answers
         if keys is None:
             scene.ping()
+        elif call:
+            scene.forget()
+            scene.call()
         else:
             scene.forget()
             scene.act(scene.client, scene.client.node.authenticate(gateway.address, scene.now))
         scene.run(0.05)
         attack.overhear(datagram for _, datagram, _, _ in scene.sent)
-        attack.run(MUTANTS // ROUNDS, answers[:1])
+        attack.run(MUTANTS // ROUNDS, [answers[0][0]])
         if keys is not None:
             self.assertTrue(scene.ping())
             self.assertEqual(scene.sending(), keys)
         scene.wire = perfect
-        scene.inject(answers[0], gateway, scene.client.endpoint)
+        scene.inject(*answers[0])
         scene.run(0.1)
         self.assertEqual(kms.established, established + 1)
         self.assertNotEqual(scene.sending(), keys)
@@ -200,4 +211,7 @@ class OutsiderTests(SynchronousTestCase):
 
 
 def _is_answer(datagram: bytes) -> bool:
-    return datagram[:4] == KEY_EXCHANGE_MARKER and isinstance(tokens.decode(datagram), tokens.Fragment)
+    if datagram[:4] != KEY_EXCHANGE_MARKER:
+        return False
+    message = tokens.decode(datagram)
+    return isinstance(message, tokens.Fragment) and message.token == 1

@@ -119,7 +119,7 @@ class InnerPacketTests(SynchronousTestCase):
                     scene.run(0.001)
                     scene.forget()
             growth = memory.growth()
-        self.assertLessEqual(len(scene.client.node._lookups), _REMEMBERED_LOOKUPS)
+        self.assertLessEqual(len(scene.client.node._cluster_of), _REMEMBERED_LOOKUPS)
         self.assertLessEqual(len(scene.gateway.node._on_lan), _REMEMBERED_TARGETS)
         report(self, f"{TARGETS} targets", growth)
         self.assertLessEqual(growth, GROWTH)

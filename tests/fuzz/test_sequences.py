@@ -6,16 +6,17 @@ is honest is served.
 """
 
 from random import Random
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import BACKOFF_LAST, OLD_SA_LINGER
+from rvpn.gateway import Gateway
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME
-from rvpn.node import TunnelEnd
 from rvpn.sessions import SessionCache
 from tests.fuzz.hostile import KEY, OWN, HostileClient, HostileGateway, Peer
-from tests.fuzz.scene import GROWTH, INNER_6, Memory, Misbehaviour, Scene, report
-from tests.unit.simulation import INNER, perfect
+from tests.fuzz.scene import GROWTH, INNER_6, Memory, Misbehaviour, Scene, check_agenda, report
+from tests.unit.simulation import INNER, Host, perfect
 
 #: What a step costs is mostly key exchanges, of which the hostile client makes more.
 CLIENT_STEPS, GATEWAY_STEPS = 4000, 15000
@@ -34,18 +35,28 @@ def check_cache(cache: SessionCache) -> None:
             raise Misbehaviour("an SPI leads to a pair of no session")
 
 
+def check_presence(gateway: Gateway) -> None:
+    """Raise `Misbehaviour` unless every address is owned for a session that lives."""
+    for ownership in gateway.presence._by_client.values():
+        if gateway.cache.get(ownership.session.key) is not ownership.session:
+            raise Misbehaviour("an address is owned for a session that has ended")
+
+
 class SequenceTests(SynchronousTestCase):
     """A hostile peer against a node."""
 
-    def attack(self, scene: Scene, hostile: Peer, victim: TunnelEnd, steps: int) -> None:
+    def attack(self, scene: Scene, hostile: Peer, victim: Host[Any], steps: int) -> None:
         """Let the peer do so many things, and print what came of it."""
         appointments = pairs = 0
         with Memory() as memory:
             for number in range(steps):
                 hostile.step()
-                check_cache(victim.cache)
-                appointments = max(appointments, len(victim.agenda))
-                pairs = max(pairs, len(victim.cache.by_spi))
+                check_cache(victim.node.cache)
+                check_agenda(scene, victim)
+                if isinstance(victim.node, Gateway):
+                    check_presence(victim.node)
+                appointments = max(appointments, len(victim.node.agenda))
+                pairs = max(pairs, len(victim.node.cache.by_spi))
                 if number % 50 == 0:
                     scene.forget()
                 if number == steps // 10:
@@ -62,7 +73,9 @@ class SequenceTests(SynchronousTestCase):
         scene.ping()
         keys = scene.sending()
         gateway = scene.gateway.node
-        self.attack(scene, HostileClient(scene, Random(6)), gateway, CLIENT_STEPS)
+        hostile = HostileClient(scene, Random(6))
+        scene.wire = hostile.wire
+        self.attack(scene, hostile, scene.gateway, CLIENT_STEPS)
         self.assertTrue(scene.ping())
         self.assertEqual(scene.sending(), keys)
         self.assertLessEqual(len(gateway.cache.by_spi), 2)
@@ -77,7 +90,7 @@ class SequenceTests(SynchronousTestCase):
         scene.wire = hostile.wire
         scene.expected[scene.gateway.endpoint] = INNER, INNER_6
         client = scene.client.node
-        self.attack(scene, hostile, client, GATEWAY_STEPS)
+        self.attack(scene, hostile, scene.client, GATEWAY_STEPS)
         scene.run(2 * BACKOFF_LAST)
         self.assertLessEqual(len(client.agenda), 1)
         self.assertEqual(client.cache.by_spi, {})

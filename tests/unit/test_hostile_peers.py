@@ -226,6 +226,22 @@ class BoundTests(SynchronousTestCase):
         self.assertEqual((len(network.client.node.cache), network.client.node.cache.by_spi), (0, {}))
 
 
+class AddressTests(SynchronousTestCase):
+    """What a client asks for."""
+
+    def test_twice(self) -> None:
+        """A client that names its inner address twice has it once, and loses it when it closes."""
+        network = Network()
+        client, gateway = network.client, network.gateways[0]
+        client.node._inner_addresses = (INNER, INNER)
+        network.send(client, OUT)
+        network.run(1)
+        self.assertTrue(gateway.node.presence.owns(INNER.packed))
+        network.act(client, client.node.close(network.now))
+        network.run(1)
+        self.assertFalse(gateway.node.presence.owns(INNER.packed))
+
+
 class EnvelopeTests(SynchronousTestCase):
     """What authenticated envelopes hold."""
 
