@@ -55,15 +55,14 @@ class KeyManagementService:
     def read(self, clusters: Iterable[Cluster], *, randomize: bool) -> None:
         """
         Take the clusters of a policy just read, each shuffled once unless `RandomizeClusters = no` (R1).
+
+        Requests under way are forgotten; who still wants an answer asks again.
         """
         self._order = {cluster.name: list(cluster.members) for cluster in clusters}
         if randomize:
             for order in self._order.values():
                 self._random.shuffle(order)
-        for name in self._requests.keys() - self._order.keys():
-            del self._requests[name]
-        for name, request in self._requests.items():
-            request.candidates = [gateway for gateway in self._order[name] if gateway != request.gateway]
+        self._requests.clear()
 
     def order(self, cluster: str) -> Sequence[IPAddress]:
         """Return the cluster's gateways in the order in which they are searched (R1)."""

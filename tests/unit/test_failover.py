@@ -335,6 +335,17 @@ class FailureTests(SynchronousTestCase):
         network.run(10 + 3 * 2)
         self.assertEqual(in_use(network), 2)
 
+    def test_failed_ones_last(self) -> None:
+        """R3: gateways that failed or gave no keys are asked after the others."""
+        network = build()
+        network.gateways[0].alive = False
+        network.send(network.client, OUT)
+        network.run(3)
+        self.assertEqual(in_use(network), 1)
+        network.gateways[1].alive = False
+        network.run(BOUND + 0.1)
+        self.assertEqual(in_use(network), 2)
+
     def test_not_before_payload(self) -> None:
         """R8, R9: a DEFERRED client that has lost its gateway asks for keys with the next packet alone."""
         network = connected(2, heartbeat=HeartbeatMode.DEFERRED)
