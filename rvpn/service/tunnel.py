@@ -122,11 +122,6 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._host = HostChanges(state, self.role, self._netlink)
             self._host.recover()
             resources.callback(self._host.undo)
-            received = DatagramBatch(BATCH_CAPACITY)
-            self._udp = UDPPorts(
-                policy.listen, policy.port, TunnelProtocol(self), self._reactor, received, OUTER_MARK
-            )
-            resources.callback(self._udp.close)
             self._tun = TunPort(policy.device_name, self, self._reactor)
             resources.callback(self._tun.close)
             self.mtu = self._prepare_host(policy)
@@ -136,6 +131,14 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._network = NetworkWatch(self, self._reactor, self._netlink, without=[self._tun.index])
             resources.callback(self._network.close)
             self._watch_host(resources)
+            # After all else: the kernel closes the files of a killed process from the last to the first, and
+            # a TUN device or a packet socket takes it some 50 ms. Until the UDP port is closed, no ICMP error
+            # tells the peers that nobody is there (X6).
+            received = DatagramBatch(BATCH_CAPACITY)
+            self._udp = UDPPorts(
+                policy.listen, policy.port, TunnelProtocol(self), self._reactor, received, OUTER_MARK
+            )
+            resources.callback(self._udp.close)
             self._control = ControlServer(str(config.control_socket), self._commands)
             self._control.start(self._reactor)
             self._resources = resources.pop_all()
