@@ -116,6 +116,16 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._host = HostChanges(state, self.role, self._netlink)
             self._host.recover()
             resources.callback(self._host.undo)
+            self.mtu = self._prepare_host(policy)
+            self.node = self._make_node(config, state)
+            self._alarm = alarm.Alarm(self._ring, self._reactor)
+            resources.callback(self._alarm.close)
+            self._network = NetworkWatch(self, self._reactor, self._netlink, without=[self._tun.index])
+            resources.callback(self._network.close)
+            self._watch_host(resources)
+            # After all else: the kernel closes the files of a killed process from the last to the first, and
+            # a TUN device or a packet socket takes it some 50 ms. Until the UDP port is closed, no ICMP error
+            # tells the peers that nobody is there (X6).
             received = DatagramBatch(BATCH_CAPACITY)
             self._udp = UDPPorts(
                 policy.listen,
@@ -126,13 +136,6 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._udp.close)
             self._protocol.makeConnection(self._udp)  # type: ignore[arg-type]  # see `TunnelProtocol`
             resources.callback(self._protocol.doStop)
-            self.mtu = self._prepare_host(policy)
-            self.node = self._make_node(config, state)
-            self._alarm = alarm.Alarm(self._ring, self._reactor)
-            resources.callback(self._alarm.close)
-            self._network = NetworkWatch(self, self._reactor, self._netlink, without=[self._tun.index])
-            resources.callback(self._network.close)
-            self._watch_host(resources)
             self._control = ControlServer(str(config.control_socket), self._commands)
             self._control.start(self._reactor)
             resources.callback(config.control_socket.unlink, missing_ok=True)
