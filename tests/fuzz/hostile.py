@@ -243,7 +243,7 @@ class Peer:
             transforms=tuple(random.sample(list(TransformID), random.choice((1, 2)))),
             inner_addresses=random.choice(self._inner_addresses()),
             lifetime=random.choice((0.0, 0.001, 1.0, *[KEY_LIFETIME] * 4, 1e15)),
-            literal_heartbeats=random.random() < 0.02,
+            literal_heartbeats=self.scene.client_policy.literal_heartbeats != (random.random() < 0.02),
             **self._about_us(),
         )
         encoded = codec.encode(offer, codec.INITIATOR_LENGTH if random.random() < 0.8 else 0)
@@ -317,6 +317,7 @@ class Peer:
             transforms=offer.transforms[:1],
             inner_addresses=offer.inner_addresses,
             lifetime=self.random.choice((0.001, 1.0, 1.0, offer.lifetime)),
+            literal_heartbeats=offer.literal_heartbeats,
             **self._about_us(),
         )
         wrong: list[dict[str, Any]] = [
@@ -358,7 +359,6 @@ class HostileClient(Peer):
         self.packets = [ipv4((OWN, TARGET), 17, bytes(length)) for length in (0, 8, 1000)]
         self.packets += inner_packets(to_target=True)
         self._generation = 1
-        self.strayed = 0
         self._stray()
 
     def is_ours(self, endpoint: Endpoint) -> bool:

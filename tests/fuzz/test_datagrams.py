@@ -159,7 +159,7 @@ class OutsiderTests(SynchronousTestCase):
             self.assertGreaterEqual(attack.live[family], 0.2 * attack.mutants[family])
 
     def test_running_exchange(self) -> None:
-        """Exchanges under way, the first, rekeys and calls, end with keys; until then the session goes on."""
+        """Key exchanges under way, rekeys and calls too, end with keys; until then the session lives."""
         scene, other = Scene(exchange_time=4.5), Scene(seed=2)
         other.ping()
         attack = Attack(scene, record(other), seed=2)

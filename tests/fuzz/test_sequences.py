@@ -11,6 +11,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import BACKOFF_LAST, OLD_SA_LINGER
+from rvpn.errors import DropReason
 from rvpn.gateway import Gateway
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME
 from rvpn.sessions import SessionCache
@@ -69,7 +70,7 @@ class SequenceTests(SynchronousTestCase):
 
     def test_hostile_client(self) -> None:
         """A client of the policy harms nobody but itself: another one's session lives, with its keys."""
-        scene = Scene(other=(KEY, OWN))
+        scene = Scene(other=(KEY, OWN), literal_heartbeats=True)
         scene.ping()
         keys = scene.sending()
         gateway = scene.gateway.node
@@ -81,6 +82,7 @@ class SequenceTests(SynchronousTestCase):
         self.assertLessEqual(len(gateway.cache.by_spi), 2)
         self.assertLessEqual(len(gateway.agenda), 2)
         self.assertEqual((len(gateway._acceptor), len(gateway._unconfirmed)), (0, 0))
+        self.assertGreater(gateway.filter.drops[DropReason.TOO_MANY_HEARTBEATS], 0)
 
     def test_hostile_gateway(self) -> None:
         """A gateway of the policy harms its client only as long as it is there; then the true one serves."""

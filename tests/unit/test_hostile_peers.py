@@ -261,13 +261,15 @@ class WaitingTests(SynchronousTestCase):
     """Packets that wait for a client that is called (R12)."""
 
     def test_broken_packet(self) -> None:
-        """One that is broken and too big to go out takes no other with it."""
-        network = connected()
+        """One that is too big to go out, and whose extension headers lie, takes no other with it."""
+        network, inner = Network(), ip_address("2001:db8:99::1")
         gateway, client = network.gateways[0], network.client
-        network.act(client, client.node.close(network.now))
-        network.run(1)
-        big = udp_packet(TARGET, INNER, bytes(1500))
-        network.send(gateway, big[:2] + bytes(2) + big[4:])
+        (known,) = network.gateway_policy.clients
+        known = replace(known, inner_addresses=(INNER, inner), endpoint=client.endpoint)
+        gateway.node.reload(replace(network.gateway_policy, clients=(known,)), network.now)
+        client.node._inner_addresses = (INNER, inner)
+        header = bytes.fromhex("60000000 05b4 2b 40") + inner.packed + inner.packed
+        network.send(gateway, header + b"\xff" * 1460)
         network.send(gateway, BACK)
         network.run(1)
         self.assertEqual(client.delivered, [BACK])
