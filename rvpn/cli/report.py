@@ -62,7 +62,8 @@ def explained(status: Status) -> str:
     else:
         lines = [
             f"a failed gateway is left within {_seconds(promise['bound'])} of its last packet: "
-            f"{_seconds(promise['defer'])} of silence, two heartbeats, {_seconds(promise['response'])} each"
+            f"{_seconds(promise['defer'])} of silence, then "
+            f"2 heartbeats of {_seconds(promise['response'])} each"
         ]
         if promise["mode"] == "DEFERRED":
             lines.append("the first heartbeat waits for a packet of yours (Heartbeat = DEFERRED)")
