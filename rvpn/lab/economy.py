@@ -100,43 +100,45 @@ def _laboratory(terms: Terms) -> Iterator[Lab]:
 
 
 def _count(labs: Sequence[tuple[Terms, Lab]], load: Load, seconds: float) -> Iterator[Count]:
+    tool = {Load.ANSWERED: "ping", Load.UNANSWERED: "send"}.get(load)
     with ExitStack() as stack:
+        for _, lab in labs if tool is not None else ():
+            address = lab.topology.lan_addresses(lab.topology.target_names[0])[0]
+            arguments = (tool, address, lab.directory / load.name, f"--interval={INTERVAL}")
+            stack.enter_context(lab.start_monitor("client", *arguments))
         captures = []
         for _, lab in labs:
             capture = stack.enter_context(Capture.start(lab, OUTSIDE_LINK, load.name))
             captures.append((capture, time.monotonic()))
-        tool = {Load.ANSWERED: "ping", Load.UNANSWERED: "send"}.get(load)
-        if tool is not None:
-            for _, lab in labs:
-                address = lab.topology.lan_addresses(lab.topology.target_names[0])[0]
-                file = lab.directory / load.name
-                interval = f"--interval={INTERVAL}"
-                stack.enter_context(lab.start_monitor("client", tool, address, file, interval))
         time.sleep(seconds)
         for (terms, lab), (capture, begun) in zip(labs, captures, strict=True):
             capture.stop()
             elapsed = time.monotonic() - begun
-            yield _evaluate(terms, load, elapsed, list(_sent(lab, capture.pcap)))
+            yield _evaluate(terms, load, elapsed, [kind for _, kind in sent(lab, capture.pcap)])
 
 
-def _sent(lab: Lab, pcap: Path) -> Iterator[Kind]:
-    """Yield what each packet is that the client sent, in their order."""
+def sent(lab: Lab, pcap: Path) -> Iterator[tuple[float, Kind]]:
+    """
+    Yield the time of day and what it is of each packet that the client sent, by a capture of OUTSIDE_LINK.
+
+    What belongs to the link itself is left out.
+    """
     client: IPAddress = lab.topology.client_address
     classifier = Classifier(lab.topology.inner_addresses)
-    for _, frame in frames(pcap):
+    for when, frame in frames(pcap):
         kind = classifier.classify(memoryview(frame))
         if kind is not Kind.NEIGHBOUR and addresses(memoryview(frame)[_ETHERNET_HEADER:])[1] == client.packed:
-            yield kind
+            yield when, kind
 
 
-def _evaluate(terms: Terms, load: Load, seconds: float, sent: Sequence[Kind]) -> Count:
-    pairs = list(zip([None, *sent], sent, strict=False))
+def _evaluate(terms: Terms, load: Load, seconds: float, kinds: Sequence[Kind]) -> Count:
+    pairs = list(zip([None, *kinds], kinds, strict=False))
     return Count(
         terms,
         load,
         seconds,
-        payload=sent.count(Kind.ESP),
-        heartbeats=sent.count(Kind.SESSION_CONTROL),
+        payload=kinds.count(Kind.ESP),
+        heartbeats=kinds.count(Kind.SESSION_CONTROL),
         following=pairs.count((Kind.ESP, Kind.SESSION_CONTROL)),
-        other=sum(kind not in (Kind.ESP, Kind.SESSION_CONTROL) for kind in sent),
+        other=sum(kind not in (Kind.ESP, Kind.SESSION_CONTROL) for kind in kinds),
     )

@@ -15,9 +15,9 @@ class LabTestCase(SynchronousTestCase):
 
     skip = " ".join(missing()) or None
 
-    def start_lab(self, family: int = 4, gateways: int = 3, targets: int = 3) -> Lab:
+    def start_lab(self, family: int = 4, gateways: int = 3, targets: int = 3, proxy_arp: bool = False) -> Lab:
         """Return a laboratory that ends with the test."""
-        lab = Lab.start(Topology(family, gateways, targets))
+        lab = Lab.start(Topology(family, gateways, targets, proxy_arp))
         self.addCleanup(lab.close)
         return lab
 

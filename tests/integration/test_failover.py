@@ -5,13 +5,20 @@ The outages are those of docs/lab.md. The policy promises 0.2 s; 60 ms beyond ar
 announcement on the LAN and the round trip, and for a machine that does other things as well.
 """
 
+import time
+
 from rvpn.constants import HeartbeatMode
-from rvpn.lab import economy
+from rvpn.lab import economy, faults, services
+from rvpn.lab.capture import OUTSIDE_LINK, Capture
+from rvpn.lab.classify import Kind
 from rvpn.lab.economy import Load
+from rvpn.lab.impairment import Impairment
 from rvpn.lab.trials import SHORT_CONFIRM_TIME, TOLERANCE, Bench, Figures, Terms
 from tests.integration.lab_case import LabTestCase
 
 TRIALS = 3
+#: Seconds from client to gateway, where that matters.
+ONE_WAY = 0.03
 #: Two round trips through services in Python, and a ping that was just missed (X3).
 NOTICED = 0.05
 
@@ -32,8 +39,8 @@ class FaultTests(LabTestCase):
         figures = series.figures()
         self.assertEqual((figures["tcp_broken"], figures["bytes_wrong"]), (0, 0), figures)
         self.assertGreater(figures["bytes_verified"], 100_000)
-        self.assertLessEqual(figures["outage_s"]["max"], series.allowed, figures)
-        self.assertLessEqual(figures["healing_outage_s"]["max"], series.bound + TOLERANCE, figures)
+        self.assertLessEqual(figures["beyond_bound_s"]["max"], series.tolerance, figures)
+        self.assertLessEqual(figures["healing_outage_s"]["max"], figures["bound_s"] + TOLERANCE, figures)
         self.assertTrue(series.passed)
         return figures
 
@@ -44,7 +51,7 @@ class FaultTests(LabTestCase):
         """
         self.start()
         kill = self.series("kill")
-        self.assertLess(kill["outage_s"]["median"], kill["bound_s"])
+        self.assertLess(kill["outage_s"]["median"], kill["bound_s"] / 2)
         self.series("restart")
         self.series("all-dead")
 
@@ -82,6 +89,31 @@ class FaultTests(LabTestCase):
         self.assertLessEqual(lose_keys["outage_s"]["median"], NOTICED)
         drain = self.series("drain")
         self.assertEqual((drain["moves"], drain["pings_lost"]), (TRIALS, 0))
+
+
+class LostKeysTests(LabTestCase):
+    """X3: keys lost in the running process."""
+
+    def test_two_round_trips(self) -> None:
+        """The client asks for new keys within two round trips of the first packet that nobody could open."""
+        lab = self.start_lab(gateways=1, targets=1, proxy_arp=True)
+        services.configure(lab)
+        services.start_all(lab)
+        faults.impair(lab, Impairment(delay=ONE_WAY))
+        with (
+            lab.start_monitor("client", "ping", "10.0.0.1", lab.directory / "pings"),
+            Capture.start(lab, OUTSIDE_LINK) as outside,
+        ):
+            time.sleep(0.5)
+            lost = time.time()
+            faults.lose_keys(lab, "gateway1")
+            time.sleep(1.0)
+            outside.stop()
+            sent = list(economy.sent(lab, outside.pcap))
+        asked = next(when for when, kind in sent if when > lost and kind is Kind.KEY_EXCHANGE)
+        # What was on its way when the keys were lost cannot be opened either.
+        self.assertLess(asked - lost, 2 * 2 * ONE_WAY)
+        self.assertGreater(asked - lost, ONE_WAY)
 
 
 class HeartbeatTests(LabTestCase):
