@@ -209,10 +209,15 @@ class FailureDetector:
         return self._ask(now)
 
     def _no_answer(self, now: float, late_by: float) -> Verdict:
-        """Ask again, or give up; but a node that itself woke up late must not blame the gateway (R7)."""
+        """
+        Ask again, or give up; but a node that itself woke up late must not blame the gateway (R7).
+
+        It waits on for as long as it was late, and no longer than an answer takes: who slept for hours must
+        not wait for hours.
+        """
         if late_by > LATE and not self._late:
             self._late = True
-            self._deadline = now + late_by
+            self._deadline = now + min(late_by, self._wait())
             return Verdict.NOTHING
         if self._tries > 1:
             return Verdict.FAILED
