@@ -88,7 +88,8 @@ class Host(Generic[NodeT]):
     """
     A node, where it is, whether it lives, and what it delivered.
 
-    A dead one's kernel answers with ICMP if it `refuses`; a frozen one's `socket` holds what arrives.
+    A dead one's kernel answers with ICMP if it `refuses`; a frozen one's `socket` and `lan_events` hold what
+    it has not heard of yet.
     """
 
     node: NodeT
@@ -97,6 +98,7 @@ class Host(Generic[NodeT]):
     frozen: bool = False
     refuses: bool = False
     lan_up: bool = True
+    lan_events: list[bool] = field(default_factory=list)
     delivered: list[bytes] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     socket: list[tuple[bytes, Endpoint]] = field(default_factory=list)
@@ -221,8 +223,9 @@ class Network:
         host.node = self._gateway(self.keys[index])
         host.alive, host.frozen = True, False
         host.socket.clear()
+        host.lan_events.clear()
         if not host.lan_up:
-            self.act(host, host.node.lan_changed(True, "its link is down", self.now))
+            self._tell_of_lan(host, up=False)
 
     def thaw(self, host: Host[Any]) -> None:
         """Let a frozen process run again: it takes what its socket holds, and does what is overdue."""
@@ -231,6 +234,10 @@ class Network:
         for datagram, source in held:
             self.receive(host, datagram, source)
         self.act(host, host.node.advance(self.now))
+        if isinstance(host.node, Gateway):
+            self.act(host, host.node.presence.clock_jumped(self.now))
+        while host.lan_events:
+            self._tell_of_lan(host, up=host.lan_events.pop(0))
 
     def cut(self, *hosts: Host[Any]) -> None:
         """Let nothing pass from the first host to the second, nor back."""
@@ -238,11 +245,16 @@ class Network:
         self.cuts |= {(one, other), (other, one)}
 
     def lan(self, host: Host[Gateway], *, up: bool) -> None:
-        """Take the LAN side of a gateway down or up, which it notices at once (R14)."""
+        """Take the LAN side of a gateway down or up, which it notices as soon as it runs (R14)."""
         host.lan_up = up
         if host.works:
-            reason = "its link is up" if up else "its link is down"
-            self.act(host, host.node.lan_changed(not up, reason, self.now))
+            self._tell_of_lan(host, up=up)
+        elif host.alive:
+            host.lan_events.append(up)
+
+    def _tell_of_lan(self, host: Host[Any], *, up: bool) -> None:
+        reason = "its link is up" if up else "its link is down"
+        self.act(host, host.node.lan_changed(not up, reason, self.now))
 
     # --- packets ------------------------------------------------------------------------------------------
 
@@ -266,7 +278,14 @@ class Network:
             elif isinstance(action, Event):
                 host.events.append(action.message.format(**action.fields))
             elif isinstance(action, Announce) and host.lan_up:
-                self.owner[action.address] = host
+                self._announce(host, action.address)
+
+    def _announce(self, host: Host[Gateway], address: IPAddress) -> None:
+        """Let the LAN hear whose a client's address is; the other gateways hear it too."""
+        self.owner[address] = host
+        for other in self.gateways:
+            if other is not host and other.works and other.lan_up:
+                self.act(other, other.node.presence.contradicted(address, self.now))
 
     def _transmit(self, host: Host[Any], datagram: bytes, path: Path) -> None:
         self.sent.append((self.now, datagram, host.endpoint, path.remote))
