@@ -18,7 +18,7 @@ from rvpn.constants import KEY_EXCHANGE_MARKER
 from rvpn.errors import DropReason
 from rvpn.interfaces import Endpoint, Send
 from rvpn.keyexchange import tokens
-from rvpn.keyexchange.acceptor import HALF_OPEN_TIME, LOAD_HALF_OPEN
+from rvpn.keyexchange.acceptor import HALF_OPEN_TIME
 from rvpn.keyexchange.initiator import MAX_COOKIES
 from tests.fuzz.mutation import Exchange, Family, Mutator
 from tests.fuzz.scene import GROWTH, Memory, Recordings, Scene, record, report
@@ -115,7 +115,7 @@ class Attack:
         assert len(client.agenda) <= 2 * len(client.cache.by_spi) + ROUNDS + 2, len(client.agenda)
         assert len(gateway.agenda) <= len(gateway.cache.by_spi) + len(gateway._acceptor), len(gateway.agenda)
         assert len(self._scene.live(self._scene.client).exchanges) <= MAX_COOKIES + 1
-        assert len(gateway._acceptor) <= LOAD_HALF_OPEN, len(gateway._acceptor)
+        assert len(gateway._acceptor) <= 2, len(gateway._acceptor)
 
 
 class OutsiderTests(SynchronousTestCase):
