@@ -29,6 +29,9 @@ HALF_OPEN_TIME = 10.0
 #: From so many half-open exchanges, or first messages without a cookie in a second, on, cookies are demanded.
 LOAD_HALF_OPEN = 256
 LOAD_RATE = 200
+#: Mechanisms whose first token fits one datagram and authenticates its sender: in pieces it is refused, so
+#: that nobody who has not authenticated occupies a half-open exchange.
+IN_ONE_DATAGRAM = frozenset((Mechanism.NOISE,))
 
 _Key = tuple[Endpoint, bytes, bytes]
 
@@ -143,6 +146,8 @@ class Acceptor:
         if make_context is None:
             error = RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, f"mechanism {first.mechanism}")
             return _refuse(first, Rejected.UNKNOWN_MECHANISM, error)
+        if first.count > 1 and first.mechanism in IN_ONE_DATAGRAM:
+            raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "a first token in pieces")
         if request.cookie:
             if self._cookies.is_spent(request.cookie):
                 raise RemoteError(DropReason.REPLAYED, "the cookie is spent")

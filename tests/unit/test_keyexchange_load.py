@@ -101,6 +101,19 @@ class LoadTests(SynchronousTestCase):
         acceptor.confirmed(last)
         self.assertIsNotNone(self.begin(acceptor, MAX_HALF_OPEN + 1).established)
 
+    def test_pieces_of_strangers(self) -> None:
+        """An address that has a cookie but no key occupies nothing: noise's first token comes whole."""
+        gateway = Gateway()
+        gateway.receive(first()[0])
+        cookie = gateway.demanded(first(b"another!")[0])
+        before = len(gateway.acceptor)
+        for count in (2, 32):
+            body = bytes((0, count)) + bytes(100)
+            datagram = Envelope(Mechanism.NOISE, b"another!", cookie)._write(tokens.Kind.FRAGMENT, 0, body)
+            error = self.assertRaises(RemoteError, gateway.receive, datagram)
+            self.assertEqual(error.reason, DropReason.MALFORMED_KEY_EXCHANGE)
+        self.assertEqual(len(gateway.acceptor), before)
+
     def test_expiry(self) -> None:
         """Half-open exchanges that nobody confirms give their room back."""
         acceptor = self.begun(MAX_HALF_OPEN)
