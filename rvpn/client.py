@@ -523,6 +523,16 @@ class Client(TunnelEnd):
         self.generation = max(self.generation + 1, int.from_bytes(tai64n(self.time_of_day())))
         return self._say(session, Kind.CLAIM, now, generation=self.generation)
 
+    def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
+        """Claim our addresses again: a gateway in use that has no claim does not let targets find us."""
+
+        def claim(now: float) -> list[Action]:
+            return self.claim(session, now) if self.failover.using(session) else []
+
+        if kind is Kind.CLAIM:
+            self.failover.liveness.again((kind, session), claim, now)
+        return []
+
     def _measured(self, session: Session, seconds: float) -> None:
         self.failover.liveness.measured(session, seconds)
 

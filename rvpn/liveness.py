@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from rvpn.agenda import Act, Agenda, Appointment
-from rvpn.constants import HeartbeatMode
+from rvpn.constants import BACKOFF_FIRST, HeartbeatMode
 from rvpn.heartbeat import FailureDetector, Timing, Verdict
 from rvpn.interfaces import Action
 from rvpn.policy.model import Policy
@@ -162,13 +162,26 @@ class Liveness:
         """
         Do `act`, unless this client is DEFERRED: then with the next payload packet, once for each `key`.
         """
-        if self.timing.mode is not HeartbeatMode.DEFERRED:
-            return list(act(now))
+        if self.timing.mode is HeartbeatMode.DEFERRED:
+            self._with_payload(key, act)
+            return []
+        return list(act(now))
+
+    def _with_payload(self, key: Hashable, act: Act) -> None:
         self._waiting[key] = act
         for session in self._watched:
             session.awaits_payload = True
-        return []
 
     def later(self, key: Hashable, when: float, act: Act) -> Appointment:
         """Do `act` at `when`, as `when_active` says."""
         return self._agenda.at(when, lambda now: self.when_active(key, act, now))
+
+    def again(self, key: Hashable, act: Act, now: float) -> None:
+        """
+        Do `act` once more, which came to nothing: soon, or with the next payload packet unless INSTANT, for
+        nobody else will notice that a gateway is dead.
+        """
+        if self.timing.mode is HeartbeatMode.INSTANT:
+            self._agenda.at(now + BACKOFF_FIRST, act)
+        else:
+            self._with_payload(key, act)

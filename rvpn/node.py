@@ -296,7 +296,7 @@ class TunnelEnd(ABC):
     def _repeat(self, saying: "_Saying", session: Session, now: float) -> list[Action]:
         if len(saying.sequences) >= CONTROL_REPEATS:
             del self._sayings[session, saying.kind]
-            return []
+            return self._unheard(session, saying.kind, now)
         saying.timer = self.agenda.at(
             now + CONTROL_INTERVAL, lambda later: self._repeat(saying, session, later)
         )
@@ -304,6 +304,10 @@ class TunnelEnd(ABC):
         datagram = control.send(saying.kind, saying.status, generation=saying.generation)
         saying.sequences.add(control.sequence)
         return [Send(datagram, saying.path)]
+
+    def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
+        """Hear that the peer acknowledged nothing of what was said."""
+        return []
 
     def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """Take what has the control SPI: a session control packet, or by its length a bare one."""

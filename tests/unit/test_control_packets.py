@@ -5,9 +5,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.constants import CONTROL_INTERVAL, CONTROL_REPEATS
+from rvpn.constants import CONTROL_INTERVAL, CONTROL_REPEATS, HeartbeatMode
 from rvpn.session_control import CONTROL_SIZE, ControlChannel, Kind, Status
-from tests.unit.simulation import DELAY, INNER, TARGET, Host, Network, udp_packet
+from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, perfect, udp_packet
 
 OUT = udp_packet(INNER, TARGET, b"to the LAN")
 
@@ -116,6 +116,43 @@ class RepetitionTests(SynchronousTestCase):
         generations = [int.from_bytes(data[28:40]) for _, data, *_ in network.sent]
         self.assertEqual(len(set(generations)), 2)
         self.assertEqual(generations, sorted(generations))
+
+
+class LostClaimTests(SynchronousTestCase):
+    """A claim that never arrived, though the session lives (DESIGN 8)."""
+
+    def cut_off(self, mode: HeartbeatMode) -> Network:
+        """Return a network in which the client changed to its second gateway unheard, and that is over."""
+        network = Network(2, randomize_clusters=False, heartbeat=mode, heartbeat_defer_time=5.0, standby=1)
+        network.send(network.client, OUT)
+        network.run(1)
+        network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
+        network.wire = lambda data, *_: () if data[:5] == CONTROL + bytes([Kind.CLAIM]) else (DELAY,)
+        network.send(network.client, OUT)
+        network.run(1)
+        network.wire = perfect
+        self.assertFalse(network.gateways[1].node.presence.owns(INNER.packed))
+        return network
+
+    def test_instant(self) -> None:
+        """An INSTANT client claims again about every second until it is heard, and then no more."""
+        network = self.cut_off(HeartbeatMode.INSTANT)
+        network.run(2)
+        self.assertTrue(network.gateways[1].node.presence.owns(INNER.packed))
+        network.sent.clear()
+        network.run(60)
+        self.assertEqual(network.control(Kind.CLAIM), [])
+
+    def test_with_payload(self) -> None:
+        """Others claim again with the next payload packet, and send nothing before."""
+        for mode in (HeartbeatMode.DEFERRED, HeartbeatMode.NONE):
+            network = self.cut_off(mode)
+            network.sent.clear()
+            network.run(600)
+            self.assertEqual(network.sent, [])
+            network.send(network.client, OUT)
+            network.run(0.1)
+            self.assertTrue(network.gateways[1].node.presence.owns(INNER.packed))
 
 
 class RefusalTests(SynchronousTestCase):
