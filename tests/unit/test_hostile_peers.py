@@ -68,6 +68,30 @@ class OrderTests(SynchronousTestCase):
         network.run(1)
         self.assertEqual(gateway.delivered, [OUT, OUT])
 
+    def test_confirmation_after_failure(self) -> None:
+        """What confirms new keys of a gateway that was given up meanwhile does not bring it back (R8)."""
+        network = connected()
+        gateway, client, held = network.gateways[0], network.client.node, []
+
+        def hold_proofs(datagram: bytes, source: Endpoint, destination: Endpoint) -> Iterable[float]:
+            if source == gateway.endpoint and datagram[:4] != KEY_EXCHANGE_MARKER:
+                held.append((datagram, source, destination))
+                return ()
+            return (DELAY,)
+
+        network.wire = hold_proofs
+        network.act(network.client, client.authenticate(gateway.endpoint.address, network.now))
+        network.run(0.01)
+        (session,) = client.cache
+        network.act(network.client, client.fail(session, "a test", network.now))
+        network.wire = perfect
+        for datagram in held:
+            network.inject(*datagram)
+        network.run(1)
+        self.assertGreaterEqual(len(held), 1)
+        self.assertEqual(len(client.cache), 0)
+        self.assertIsNone(client.failover.clusters["Cluster 1"].in_use)
+
     def test_close_before_confirmation(self) -> None:
         """A client that closes keys before it confirms them has no session, then or later."""
         network = Network(wire=key_exchange_only)
