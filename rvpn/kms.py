@@ -91,13 +91,14 @@ class KeyManagementService:
         self._backoff.clear()
 
     def confirmed(self, gateway: IPAddress) -> None:
-        """Hear that `gateway` gave keys: every request that wanted it is answered."""
+        """Hear that `gateway` gave keys: every request that wanted it is answered, and no back-off goes on."""
         self.established += 1
         self.failed_at.pop(gateway, None)
-        for name, request in list(self._requests.items()):
-            if request.gateway == gateway:
-                del self._requests[name]
+        for name, order in self._order.items():
+            if gateway in order:
                 self._backoff.pop(name, None)
+            if name in self._requests and self._requests[name].gateway == gateway:
+                del self._requests[name]
 
     def put_last(self, gateway: IPAddress, now: float) -> None:
         """Try `gateway` after all others from now on: it has left or failed (R3)."""
@@ -135,11 +136,12 @@ class KeyManagementService:
 
     def _reject(self, cluster: str, now: float) -> list[Action]:
         """
-        End a request that no gateway answered; the next may come after 1 s, doubling to 8 s, jittered (R3).
+        End a request that no gateway answered; the next may come after 1 s, doubling, jittered, up to 8 s (R3).
         """
         del self._requests[cluster]
         _, last = self._backoff.get(cluster, (0.0, 0.0))
         delay = min(2 * last, BACKOFF_LAST) or BACKOFF_FIRST
-        self._backoff[cluster] = (now + delay * (0.75 + 0.5 * self._random.random()), delay)
+        jittered = min(delay * (0.75 + 0.5 * self._random.random()), BACKOFF_LAST)
+        self._backoff[cluster] = (now + jittered, delay)
         event = Event("no gateway of {cluster} gives a key", {"cluster": cluster}, warning=True)
         return [event, *self._requester.rejected(cluster, now)]

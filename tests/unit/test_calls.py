@@ -373,6 +373,7 @@ class OrderTests(SynchronousTestCase):
         network.run(0.1)
         self.assertIn(BACK, network.client.delivered)
         self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.client.node.kms.barred_until("Cluster 1"), 0.0)
 
 
 class CollisionTests(SynchronousTestCase):
