@@ -91,7 +91,7 @@ class KeyManagementService:
         self._backoff.clear()
 
     def confirmed(self, gateway: IPAddress) -> None:
-        """Hear that `gateway` gave keys: every request that wanted it is answered, and no back-off goes on."""
+        """Hear that `gateway` gave keys: requests that wanted it are answered, and no back-off goes on."""
         self.established += 1
         self.failed_at.pop(gateway, None)
         for name, order in self._order.items():
@@ -136,7 +136,7 @@ class KeyManagementService:
 
     def _reject(self, cluster: str, now: float) -> list[Action]:
         """
-        End a request that no gateway answered; the next may come after 1 s, doubling, jittered, up to 8 s (R3).
+        End a request that no gateway answered; the next may come after 1 s, doubling to 8 s, jittered (R3).
         """
         del self._requests[cluster]
         _, last = self._backoff.get(cluster, (0.0, 0.0))
