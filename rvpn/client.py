@@ -477,22 +477,26 @@ class Client(TunnelEnd):
         """
         Renew the keys of `pair` at `renew_at`, or earlier if it has carried too many packets (DESIGN 3).
 
-        Keys that nobody wants any more are let go, and an idle DEFERRED client waits for payload (R9).
+        Keys that nobody wants are not renewed until somebody does, and an idle DEFERRED client waits for
+        payload (R9).
         """
 
         def look(now: float) -> list[Action]:
-            if pair.session is None or pair.session.sending is not pair:
+            session = pair.session
+            if session is None or session.sending is not pair:
                 return []
             worn = max(pair.outbound.packets, pair.inbound.window.highest) >= REKEY_PACKETS
-            if worn or now >= renew_at:
+            if (worn or now >= renew_at) and self.failover.is_wanted(session):
                 return self.failover.liveness.when_active(pair, renew, now)
-            pair.renewal = self.agenda.at(min(renew_at, now + REKEY_WATCH_INTERVAL), look)
+            then = renew_at if renew_at > now else now + pair.lifetime / 10
+            pair.renewal = self.agenda.at(min(then, now + REKEY_WATCH_INTERVAL), look)
             return []
 
         def renew(now: float) -> list[Action]:
             session = pair.session
-            wanted = session is not None and session.sending is pair and self.failover.is_wanted(session)
-            return self.authenticate(session.gateway, now) if session is not None and wanted else []
+            if session is None or session.sending is not pair:
+                return []
+            return self.authenticate(session.gateway, now)
 
         if pair.renewal is not None:
             pair.renewal.cancel()

@@ -128,6 +128,8 @@ class Gateway(TunnelEnd):
             del self.presence.newest[gone]
         for peer in self._last_sessions.keys() - self._clients.keys():
             del self._last_sessions[peer]
+        for gone in self.presence.newest.keys() - self._clients.keys():
+            del self.presence.newest[gone]
         return actions
 
     def _grants(self, peer: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> bool:

@@ -15,6 +15,7 @@ from rvpn.constants import (
     CONTROL_REPEATS,
     KEY_EXCHANGE_MARKER,
     OLD_SA_LINGER,
+    SHORTEST_DEFER,
     HeartbeatMode,
 )
 from rvpn.errors import DropReason
@@ -386,6 +387,35 @@ class FailureTests(SynchronousTestCase):
         self.assertEqual(network.client.delivered, [BACK])
 
 
+class LimitTests(SynchronousTestCase):
+    """What a gateway asks of its clients."""
+
+    def test_shortest_defer(self) -> None:
+        """X7: a client keeps to the gateway's lower limit, whatever its own policy says."""
+        network = connected(1, heartbeat_defer_time=0.001, heartbeat_response_time=0.01)
+        network.run(2)
+        times = network.control(Kind.HEARTBEAT)
+        self.assertGreaterEqual(min(b - a for a, b in pairwise(times)), SHORTEST_DEFER)
+        self.assertGreater(len(times), 80)
+
+    def test_auto(self) -> None:
+        """X7: with `auto` a gateway 1 ms away that dies under traffic is left within 0.1 s."""
+        network = connected(
+            2, standby=1, heartbeat_defer_time=None, heartbeat_response_time=None, heartbeat_confirm_time=0.0
+        )
+        for step in range(600):
+            if step == 400:
+                network.gateways[0].alive = False
+                died = network.now
+            network.send(network.client, OUT)
+            network.run(0.005)
+            if in_use(network) == 1:
+                break
+        self.assertEqual(in_use(network), 1)
+        self.assertLess(network.now - died, 0.06)
+        self.assertGreater(len(network.control(Kind.HEARTBEAT)), 20)
+
+
 class ModeTests(SynchronousTestCase):
     """DEFERRED and NONE (R9)."""
 
@@ -566,6 +596,17 @@ class StandbyTests(SynchronousTestCase):
         network.run(120)
         self.assertEqual(sessions(network), {0, 1, 2})
         self.assertNotIn("ended", " ".join(network.client.events))
+
+    def test_wanted_late(self) -> None:
+        """X1, DESIGN 3: a session that comes into use when its keys are old has them renewed."""
+        network = connected(2, key_lifetime=20.0)
+        gateway = network.gateways[1]
+        network.act(network.client, network.client.node.authenticate(gateway.endpoint.address, network.now))
+        network.run(20.5)
+        network.gateways[0].alive = False
+        network.run(60)
+        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertNotIn("expired", " ".join(network.client.events))
 
     def test_nobody_wants_it(self) -> None:
         """X1: a session that is neither in use nor a standby ends with its keys, and nobody has failed."""

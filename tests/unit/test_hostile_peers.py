@@ -15,6 +15,7 @@ from rvpn.constants import (
     HARD_LIMIT_PACKETS,
     KEY_EXCHANGE_MARKER,
     OLD_SA_LINGER,
+    REKEY_WATCH_INTERVAL,
     Mechanism,
     NextHeader,
 )
@@ -159,6 +160,8 @@ class BoundTests(SynchronousTestCase):
         self.assertLess(len(gateway.node.agenda), 110)
         network.run(OLD_SA_LINGER + 1)
         self.assertEqual((len(gateway.node.agenda), len(gateway.node.cache.by_spi)), (1, 1))
+        network.run(REKEY_WATCH_INTERVAL)
+        self.assertLess(len(client.agenda), 5)
 
     def test_shortest_lifetime(self) -> None:
         """A gateway that grants keys for less than a policy can say does not keep its client busy."""
