@@ -670,7 +670,13 @@ class FailbackTests(SynchronousTestCase):
 
     def test_no_flapping(self) -> None:
         """X2: the longer a gateway goes up and down the seldomer it is returned to."""
-        network = connected(2, failback=True, failback_hold_down=self.HOLD)
+        network = connected(
+            2,
+            failback=True,
+            failback_hold_down=self.HOLD,
+            heartbeat_defer_time=2.0,
+            heartbeat_response_time=0.5,
+        )
         changes = [0]
         for _ in range(60):
             network.gateways[0].alive = False
