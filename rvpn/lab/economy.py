@@ -21,8 +21,8 @@ from rvpn.lab.capture import OUTSIDE_LINK, Capture
 from rvpn.lab.classify import Classifier, Kind
 from rvpn.lab.lab import Lab
 from rvpn.lab.pcap import frames
+from rvpn.lab.series import Terms
 from rvpn.lab.topology import Topology
-from rvpn.lab.trials import Terms
 from rvpn.packet import addresses
 
 #: Seconds between two packets of a busy client.

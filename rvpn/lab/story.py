@@ -19,7 +19,7 @@ from rvpn.lab import faults, services
 from rvpn.lab.lab import Lab
 from rvpn.lab.monitor import PING_INTERVAL
 from rvpn.lab.records import Arrival, Log, Progress, longest_gap, missing, steady
-from rvpn.lab.trials import Terms
+from rvpn.lab.series import Terms
 
 #: The client's policy: a gateway is left after 0.2 s of silence, and returned to when it is back.
 GENERAL = {**Terms().general(), "Failback": "yes", "FailbackHoldDown": "1"}

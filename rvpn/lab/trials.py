@@ -2,8 +2,8 @@
 Trials of failover: the gateway in use is broken, and what that costs is measured from outside the product.
 
     Bench.start -> a laboratory with services, pings, a TCP transfer -> series
-        -> trial: all is well -> the fault -> watched until pings are answered again -> healed -> `Trial`
-    -> `Series` -> `figures`, whose keys are in docs/lab.md
+        -> trial: all is well -> the fault -> watched until pings are answered again -> healed
+    -> `rvpn.lab.series`
 
 The outage of a trial is the longest time between two ping replies in a row that ends after the fault, minus
 the interval between pings.
@@ -12,29 +12,21 @@ the interval between pings.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from random import Random
 from typing import Any, Self
 
-from rvpn.constants import BACKOFF_LAST, CONFIRM_TIME, EXCHANGE_TIME, HeartbeatMode, Role
+from rvpn.constants import BACKOFF_LAST, EXCHANGE_TIME, Role
 from rvpn.errors import LocalError
 from rvpn.lab import faults, services
 from rvpn.lab.lab import Lab, tail
 from rvpn.lab.monitor import PING_INTERVAL
 from rvpn.lab.process import Process
-from rvpn.lab.records import STEADY, Arrival, Gap, Log, Progress, longest_gap, missing, spread, steady
+from rvpn.lab.records import STEADY, Arrival, Gap, Log, Progress, longest_gap, missing, steady
+from rvpn.lab.series import ALL_DEAD, CUT_TO_GATEWAY, Series, Terms, Trial
 from rvpn.lab.topology import Topology
 
-ALL_DEAD, DRAIN, CUT_TO_GATEWAY = "all-dead", "drain", "cut-to-gateway"
-#: What a series may be about, in the order of `--fault all`.
-FAULTS = (
-    *("kill", "freeze", "restart", "lose-keys", "outside-down", "lan-down"),
-    *("cut", CUT_TO_GATEWAY, "cut-to-client", DRAIN, ALL_DEAD),
-)
-#: Seconds that all gateways are dead, and HeartbeatConfirmTime where only X8 can notice the fault.
-DEAD_TIME, SHORT_CONFIRM_TIME = 1.0, 0.5
-#: Seconds that an outage may last beyond what the policy promises, and without standby for one key exchange.
-TOLERANCE, ONE_EXCHANGE = 0.06, 0.05
+#: Seconds that all gateways are dead.
+DEAD_TIME = 1.0
 #: Seconds to wait at most, at random, before a fault: timers run in the services, and it is to come at any
 #: point of them.
 _PHASE = 0.5
@@ -43,101 +35,6 @@ _SHORTEST_TRIAL, _LONGEST_TRIAL = 0.5, 30.0
 #: Seconds in which all must be well again.
 _HEALING_TIME = 40.0
 _POLL = 0.05
-
-Figures = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """The client's policy in a series; times in seconds, None is `auto`."""
-
-    standby: int = 1
-    heartbeat: HeartbeatMode = HeartbeatMode.INSTANT
-    defer: float | None = 0.1
-    response: float | None = 0.05
-    confirm: float = CONFIRM_TIME
-
-    def general(self) -> dict[str, str]:
-        """Return the keywords of [GENERAL]."""
-        return {
-            "Heartbeat": self.heartbeat.value,
-            "HeartbeatDeferTime": _number(self.defer),
-            "HeartbeatResponseTime": _number(self.response),
-            "HeartbeatConfirmTime": _number(self.confirm),
-            "Standby": str(self.standby),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What one fault cost. Times are in seconds, `at` of the monotonic clock; gateways are named."""
-
-    at: float
-    left: str
-    taken: str
-    bound: float
-    outage: float
-    pings_lost: int
-    #: The longest time in which the transfer brought nothing.
-    stall: float
-    #: The longest outage while the fault was undone.
-    disturbance: float
-    #: Datagrams of the stream that came in meanwhile, of CUT_TO_GATEWAY.
-    inbound: int
-    bytes_verified: int
-    bytes_wrong: int
-    tcp_broken: int
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Trials of one fault under the same terms."""
-
-    fault: str
-    terms: Terms
-    family: int
-    trials: tuple[Trial, ...]
-
-    @property
-    def tolerance(self) -> float:
-        """How long 95 % of the outages may last beyond what the policy promised at the time."""
-        return TOLERANCE if self.terms.standby else TOLERANCE + ONE_EXCHANGE
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was as promised: nothing too long, no connection broken, no byte wrong."""
-        figures = self.figures()
-        unharmed = not (figures["tcp_broken"] or figures["bytes_wrong"])
-        drained = not figures["pings_lost"] and figures["moves"] == figures["trials"]
-        in_time = figures["beyond_bound_s"]["p95"] <= self.tolerance
-        return unharmed and (drained or self.fault != DRAIN) and in_time
-
-    def figures(self) -> Figures:
-        """Return what `rvpn lab failover --json` prints; docs/lab.md has the keys."""
-        each = self.trials
-        return {
-            "fault": self.fault,
-            "trials": len(each),
-            "standby": self.terms.standby,
-            "heartbeat": self.terms.heartbeat.value,
-            "defer_s": "auto" if self.terms.defer is None else self.terms.defer,
-            "response_s": "auto" if self.terms.response is None else self.terms.response,
-            "confirm_s": self.terms.confirm,
-            "family": self.family,
-            "ping_interval_s": PING_INTERVAL,
-            "bound_s": spread([trial.bound for trial in each])["median"],
-            "outage_s": spread([trial.outage for trial in each]),
-            "beyond_bound_s": spread([trial.outage - trial.bound for trial in each]),
-            "moves": sum(trial.taken != trial.left for trial in each),
-            "pings_lost": sum(trial.pings_lost for trial in each),
-            "tcp_stall_s": spread([trial.stall for trial in each]),
-            "tcp_broken": sum(trial.tcp_broken for trial in each),
-            "bytes_verified": sum(trial.bytes_verified for trial in each),
-            "bytes_wrong": sum(trial.bytes_wrong for trial in each),
-            "healing_outage_s": spread([trial.disturbance for trial in each]),
-            "inbound_during_outages": sum(trial.inbound for trial in each),
-            "outages_s": [round(trial.outage, 4) for trial in each],
-        }
 
 
 def ignore(_trial: Trial) -> None:
@@ -167,7 +64,9 @@ class Bench:
             services.configure(lab, {Role.CLIENT: terms.general()})
             services.start_all(lab)
             lab.serve_targets()
-            return cls(lab, terms, resources.pop_all())
+            bench = cls(lab, terms, resources)
+            bench._resources = resources.pop_all()
+            return bench
 
     def _stream(self) -> None:
         """
@@ -236,6 +135,7 @@ class Bench:
             stall=longest_gap((each.when for each in self.transfer.read()), begun, after.when).length,
             disturbance=_outage(self._silence(healed_at, time.monotonic())),
             inbound=self._inbound(gap),
+            false_moves=self._false_moves(time.time() - (time.monotonic() - begun), left, fault),
             bytes_verified=after.verified - before.verified,
             bytes_wrong=after.wrong - before.wrong,
             tcp_broken=after.broken - before.broken,
@@ -277,6 +177,13 @@ class Bench:
             services.start(self.lab, *(set(self.lab.topology.gateway_names) - set(running)))
         elif undo := faults.FAULTS[fault].undo:
             faults.FAULTS[undo].inflict(self.lab, gateway)
+
+    def _false_moves(self, since: float, broken: str, fault: str) -> int:
+        """Count the entries of the client's journal, since a time of day, about gateways that were well."""
+        well = set(self.lab.topology.gateway_names) - {broken} if fault != ALL_DEAD else ()
+        addresses = {str(self.lab.topology.gateway_address(name)) for name in well}
+        journal = services.ask_status(self.lab, "client")["failovers"]
+        return sum(change["time"] > since and change["left"] in addresses for change in journal)
 
     def _inbound(self, gap: Gap) -> int:
         arrivals = self.inbound.read() if self.inbound.path.exists() else ()
@@ -345,7 +252,3 @@ def _status(lab: Lab, name: str) -> Mapping[str, Any]:
         return services.ask_status(lab, name)
     except LocalError as error:
         return {"status": str(error)}
-
-
-def _number(value: float | None) -> str:
-    return "auto" if value is None else f"{value:g}"

@@ -13,7 +13,8 @@ from rvpn.lab import economy
 from rvpn.lab.economy import Count
 from rvpn.lab.records import spread
 from rvpn.lab.report import mark, say, table
-from rvpn.lab.trials import CUT_TO_GATEWAY, FAULTS, SHORT_CONFIRM_TIME, Bench, Figures, Series, Terms, Trial
+from rvpn.lab.series import CUT_TO_GATEWAY, FAULTS, SHORT_CONFIRM_TIME, Figures, Series, Terms, Trial
+from rvpn.lab.trials import Bench
 
 ALL, AUTO = "all", "auto"
 

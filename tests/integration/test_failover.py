@@ -13,7 +13,8 @@ from rvpn.lab.capture import OUTSIDE_LINK, Capture
 from rvpn.lab.classify import Kind
 from rvpn.lab.economy import Load
 from rvpn.lab.impairment import Impairment
-from rvpn.lab.trials import SHORT_CONFIRM_TIME, TOLERANCE, Bench, Figures, Terms
+from rvpn.lab.series import SHORT_CONFIRM_TIME, TOLERANCE, Figures, Terms
+from rvpn.lab.trials import Bench
 from tests.integration.lab_case import LabTestCase
 
 TRIALS = 3
