@@ -120,6 +120,8 @@ LATE = 0.001
 OUTSTANDING_HEARTBEATS = 8
 #: Seconds after which a client makes sure that the gateway hears it (X8, `HeartbeatConfirmTime`).
 CONFIRM_TIME = 10.0
+#: The part of HeartbeatConfirmTime that its heartbeat waits for an answer where that is `auto` (X7, X8).
+CONFIRM_SHARE = 0.1
 #: Seconds for which a gateway that failed is not returned to (X2, `FailbackHoldDown`).
 FAILBACK_HOLD_DOWN = 60.0
 #: The longest time for which a gateway that fails again and again is not returned to (X2).

@@ -18,6 +18,7 @@ from typing import Protocol
 from rvpn.constants import (
     AUTO_DEFER_FLOOR,
     AUTO_DEFER_IDLE,
+    CONFIRM_SHARE,
     IDLE_AFTER,
     LATE,
     OUTSTANDING_HEARTBEATS,
@@ -121,7 +122,7 @@ class FailureDetector:
         self._packets_seen = self._packets_at_answer = session.packets_out
         self._outstanding: dict[int, float] = {}
         self._tries = 0
-        self._asked_at = self._deadline = self._look_at = now
+        self._asked_at = self._sent_at = self._deadline = self._look_at = now
         self._only_answer_counts = self._hinted = self._late = False
         self._hinted_at = float("-inf")
 
@@ -150,7 +151,7 @@ class FailureDetector:
         if self._timing.mode is HeartbeatMode.NONE or self._state is _State.DUE:
             return None
         if self._state is _State.ASKED:
-            return min(self._deadline, self._look_at)
+            return min(self._answer_due, self._look_at)
         silence = self._last_sign + self.defer(self._last_sign)
         return min(silence, self._confirm_at) if self._confirm_at is not None else silence
 
@@ -180,6 +181,20 @@ class FailureDetector:
             return None
         return self._answered_at + self._timing.confirm
 
+    @property
+    def _answer_due(self) -> float:
+        """
+        When the wait for an answer ends.
+
+        A response time that is `auto` was measured by the answer before, a whole HeartbeatConfirmTime ago,
+        and the queues of what flows now may hold an answer for longer. So it gets CONFIRM_SHARE of that time
+        while packets arrive, and the measured one when silence falls (X7, X8).
+        """
+        if not self._only_answer_counts or self._timing.response is not None:
+            return self._deadline
+        patience = self._sent_at + CONFIRM_SHARE * self._timing.confirm
+        return max(self._deadline, min(patience, self._last_sign + self.defer(self._last_sign)))
+
     # --- what happens ---------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> Verdict:
@@ -194,10 +209,10 @@ class FailureDetector:
         if not self._only_answer_counts and self._session.received_at > self._asked_at:
             self._rest()
             return Verdict.NOTHING
-        if now < self._deadline:
+        if now < self._answer_due:
             self._look_at = now + self.defer(now)
             return Verdict.NOTHING
-        return self._no_answer(now, late_by=now - self._deadline)
+        return self._no_answer(now, late_by=now - self._answer_due)
 
     def _silence(self, now: float) -> Verdict:
         """The gateway was silent for long, or did not confirm for long that it hears us."""
@@ -236,6 +251,7 @@ class FailureDetector:
         self._state = _State.ASKED
         self._tries += 1
         self._late = False
+        self._sent_at = now
         self._deadline = now + self._wait()
         self._look_at = now + self.defer(now)
         return Verdict.HEARTBEAT

@@ -538,6 +538,46 @@ class ConfirmTests(SynchronousTestCase):
         bench.run(2 * RESPONSE)
         self.assertIsNotNone(bench.failed_at)
 
+    def auto(self, answered_after: float | None) -> Bench:
+        """Return an `auto` bench with an old round trip of 1 ms, after 15 s of packets both ways."""
+        bench = Bench(response=None, defer=None, confirm=10.0)
+        bench.round_trip.measured(0.001)
+        step, due = 0.005, list[tuple[int, float]]()
+        for _ in range(3000):
+            bench.payload()
+            bench.run(step)
+            bench.packet()
+            if bench.failed_at is not None:
+                break
+            if answered_after is not None and len(due) < len(bench.heartbeats):
+                due += [(len(due), bench.heartbeats[-1] + answered_after)]
+            for sequence, when in due:
+                if bench.now - step < when <= bench.now:
+                    bench.answer(sequence)
+        return bench
+
+    def test_auto_among_packets(self) -> None:
+        """X7, X8: an answer that queues behind what flows is waited for, however fast the quiet path was."""
+        bench = self.auto(answered_after=0.8)
+        self.assertIsNone(bench.failed_at)
+        self.assertEqual(len(bench.heartbeats), 1)
+
+    def test_auto_one_way_loss(self) -> None:
+        """X7, X8: two tenths of the confirm time are enough."""
+        bench = self.auto(answered_after=None)
+        self.assertAlmostEqual((bench.failed_at or 0.0) - START, 12.0, delta=0.02)
+
+    def test_auto_silence_meanwhile(self) -> None:
+        """X7, X8: where nothing arrives any more the measured round trip counts."""
+        bench = Bench(response=None, defer=None, confirm=1.0)
+        bench.round_trip.measured(0.001)
+        while not bench.heartbeats:
+            bench.payload()
+            bench.run(0.005)
+            bench.packet()
+        bench.run(1.0)
+        self.assertLessEqual((bench.failed_at or 0.0) - bench.gateway.received_at, 0.045 + 0.001)
+
 
 class AnyScheduleTests(TestCase):
     """Whatever the order of events."""
