@@ -19,12 +19,15 @@ from collections.abc import Callable, Hashable, Iterable
 
 from rvpn.agenda import Agenda, Appointment
 from rvpn.interfaces import Action, Announce, IPAddress, Withdraw
+from rvpn.rate import Rate
 from rvpn.sessions import Session
 
 #: Seconds between an announcement and the next: hosts may miss one.
 ANNOUNCE_AGAIN = 0.1, 0.9
 #: Seconds by which an announcement is late where this process slept: no client gives a gateway up faster.
 SLEPT = 0.05
+#: Announcements of one client in a second that its claims draw at once; those beyond wait for ANNOUNCE_AGAIN.
+ANNOUNCEMENTS = 10
 #: How often a client is asked in one doubt, a response time apart.
 OWNER_QUESTIONS = 4
 
@@ -35,13 +38,14 @@ Ask = Callable[[Session, float], Iterable[Action]]
 class _Ownership:
     """The inner addresses of one client, which claimed them over `session`."""
 
-    __slots__ = ("_ahead", "addresses", "doubted", "may_ask_at", "session")
+    __slots__ = ("_ahead", "addresses", "announcements", "doubted", "may_ask_at", "session")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.addresses: tuple[IPAddress, ...] = ()
         self.doubted = False
         self.may_ask_at = float("-inf")
+        self.announcements = Rate(ANNOUNCEMENTS)
         self._ahead: Appointment | None = None
 
     def plan(self, appointment: Appointment | None) -> None:
@@ -85,7 +89,8 @@ class Presence:
         ownership.session, ownership.addresses = session, session.inner_addresses
         self._by_address |= dict.fromkeys(session.packed_addresses, ownership)
         ownership.doubted = False
-        return withdrawn + self._announce(ownership, ANNOUNCE_AGAIN, now)
+        announced = self._announce(ownership, ANNOUNCE_AGAIN, now)
+        return withdrawn + (announced if ownership.announcements.allows(now) else [])
 
     def released(self, session: Session) -> list[Action]:
         """Hear that `session` has ended, or that its client says it does not use this gateway."""

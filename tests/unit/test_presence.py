@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism
 from rvpn.interfaces import Action, Announce, Endpoint, IPAddress, Path, PeerIdentity, Send, Withdraw
-from rvpn.presence import ANNOUNCE_AGAIN, OWNER_QUESTIONS, SLEPT, Presence
+from rvpn.presence import ANNOUNCE_AGAIN, ANNOUNCEMENTS, OWNER_QUESTIONS, SLEPT, Presence
 from rvpn.sessions import Session
 
 INNER, INNER6, OTHER = ip_address("10.99.0.1"), ip_address("fd00:99::1"), ip_address("10.99.0.2")
@@ -83,6 +83,15 @@ class OneGatewayTests(SynchronousTestCase):
             self.assertEqual(self.wait(0.01), announcements)
         self.assertEqual(self.wait(1000), [])
         self.assertTrue(self.owned())
+
+    def test_many_claims(self) -> None:
+        """However fast a client claims, the LAN hears of it at a rate."""
+        announced = 0
+        for generation in range(1000):
+            announced += len(self.claim(generation))
+            self.wait(0.001)
+        self.assertIn(announced // 2, range(ANNOUNCEMENTS, 2 * ANNOUNCEMENTS + 2))
+        self.assertEqual(self.wait(ANNOUNCE_AGAIN[0]), [Announce(INNER), Announce(INNER6)])
 
     def test_old_claims(self) -> None:
         """A repeated or older claim changes nothing, even if nothing is owned any more."""
