@@ -22,8 +22,12 @@ from rvpn.journal import Change, Journal, told
 from rvpn.kms import KeyManagementService
 from rvpn.liveness import Asker, Liveness
 from rvpn.policy.model import Policy
+from rvpn.rate import Rate
 from rvpn.session_control import Status
 from rvpn.sessions import Session, SessionCache
+
+#: How often in a second others are asked whether they are better.
+SEEKS = 10
 
 
 class Mover(Asker, Protocol):
@@ -67,7 +71,9 @@ class Failover:
         self._asking: dict[str, Appointment] = {}
         self._retries: dict[IPAddress, Appointment] = {}
         self._seeking: dict[str, Appointment] = {}
-        self._expecting: dict[Session, list[tuple[Change, float]]] = {}
+        self._seeks = Rate(SEEKS)
+        #: By cluster: what the first packet through its gateway completes.
+        self._expecting: dict[str, tuple[Session, Change, float]] = {}
 
     def read(self, policy: Policy, clusters: Iterable[ClusterInUse], now: float) -> None:
         """
@@ -138,7 +144,7 @@ class Failover:
         change.taken = session.name
         change.switch = None if change.left is None else now - decided_at
         change.packets_meanwhile += cluster.waiting
-        self._expecting.setdefault(session, []).append((change, decided_at))
+        self._expecting[cluster.cluster.name] = session, change, decided_at
         if not self.using(session):
             session.used_since = now
         cluster.in_use, cluster.vacancy = session, None
@@ -185,7 +191,8 @@ class Failover:
     def forget(self, session: Session) -> None:
         """Expect nothing more of a session that has ended."""
         self.liveness.unwatch(session)
-        self._expecting.pop(session, None)
+        for name in [name for name, (expected, *_) in self._expecting.items() if expected is session]:
+            del self._expecting[name]
 
     def _vacate(self, cluster: ClusterInUse, left: Session, reason: str, now: float) -> None:
         """Leave a cluster without a gateway."""
@@ -268,9 +275,11 @@ class Failover:
     def received(self, session: Session, now: float) -> list[Action]:
         """Complete the journal's entries that wait for a packet through the gateway of `session`."""
         actions: list[Action] = []
-        for change, decided_at in self._expecting.pop(session, ()):
-            change.first_packet = now - decided_at
-            actions.append(told(change))
+        for name, (expected, change, decided_at) in list(self._expecting.items()):
+            if expected is session:
+                del self._expecting[name]
+                change.first_packet = now - decided_at
+                actions.append(told(change))
         return actions
 
     @property
@@ -345,6 +354,7 @@ class Failover:
         Look for a gateway that is better than the one in use, and again later while there may be one.
 
         Those we have a session with are asked by a heartbeat, the others for keys; `alive` hears of either.
+        However often a gateway changes its mind, the others are asked at most SEEKS times a second.
         """
         name, current = cluster.cluster.name, cluster.in_use
         planned = self._seeking.pop(name, None)
@@ -354,6 +364,8 @@ class Failover:
             return []
         delay = BACKOFF_FIRST if current.status else self._policy.failback_hold_down
         self._seeking[name] = self.liveness.later(name, now + delay, lambda n: self._seek_again(name, n))
+        if not self._seeks.allows(now):
+            return []
         candidates = list(self._candidates(cluster, current, now))
         return [action for gateway in candidates for action in self._approach(gateway, now)]
 

@@ -19,6 +19,7 @@ from rvpn.constants import (
     HeartbeatMode,
 )
 from rvpn.errors import DropReason
+from rvpn.failover import SEEKS
 from rvpn.interfaces import Endpoint, Path, Send
 from rvpn.policy.model import Cluster, Tunnel
 from rvpn.session_control import CONTROL_SIZE, Kind, Status
@@ -844,6 +845,21 @@ class StatusTests(SynchronousTestCase):
                 network.send(network.client, OUT)
                 network.run(1)
             self.assertEqual(in_use(network), 1, mode)
+
+    def test_many_words(self) -> None:
+        """X4: a gateway that says again and again that it is unfit makes the client ask others at a rate."""
+        network = connected(2, standby=1)
+        network.gateways[1].alive = False
+        gateway = network.gateways[0]
+        (session,) = gateway.node.cache
+        assert session.sending is not None
+        network.sent.clear()
+        for _ in range(500):
+            status = session.sending.control.send(Kind.STATUS, Status.DRAINING)
+            network.act(gateway, [Send(status, session.path)])
+            network.run(0.002)
+        asked = network.control(Kind.HEARTBEAT, network.client, network.gateways[1])
+        self.assertIn(len(asked), range(SEEKS, 2 * SEEKS + 2))
 
     def test_while_failback_waits(self) -> None:
         """X2, X4: a client that waits to return to an earlier gateway leaves a bad one at once."""
