@@ -146,6 +146,8 @@ MIN_KEY_LIFETIME = 1.0
 LINK_MTU = 1500
 #: Seconds for which a learnt, lowered path MTU is believed (RFC 1191 section 6.3).
 PATH_MTU_LIFETIME = 600.0
+#: Days. An authority outlives the machines; a node's certificate leaves five weeks after a year to renew it.
+AUTHORITY_LIFETIME, NODE_LIFETIME = 3650, 400
 #: Where a service listens for `rvpn status` and keeps what outlives a process, by default.
 DEFAULT_CONTROL_SOCKET = "/run/rvpn/{role}.sock"
 DEFAULT_STATE_DIRECTORY = "/var/lib/rvpn/{role}"

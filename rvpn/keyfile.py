@@ -14,12 +14,12 @@ from pathlib import Path
 
 from nacl.public import PrivateKey
 
+from rvpn import newfile
 from rvpn.errors import LocalError
 
 KEY_LENGTH = 32
 #: A key line is 45 bytes; whatever is longer than this is no key file.
 LONGEST_FILE = 256
-_OWNER_ONLY = 0o600
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -68,20 +68,7 @@ def load(path: str) -> bytes:
 
 
 def _write(path: str, secret: bytes) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_ONLY)
-    except FileExistsError:
-        raise LocalError(f"{path}: exists already and is left as it is; choose another name") from None
-    except OSError as error:
-        raise LocalError(f"{path}: cannot create this key file: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(b64encode(secret) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        Path(path).unlink(missing_ok=True)
-        raise LocalError(f"{path}: cannot write this key file: {error.strerror}") from None
+    newfile.write({Path(path): b64encode(secret) + b"\n"})
 
 
 def _refuse_exposed(path: str, status: os.stat_result) -> None:

@@ -23,11 +23,12 @@ class StateDirectory:
     A directory of this user alone, held by this process alone.
 
     Raises `LocalError` if it cannot be created or written, belongs to another user, is open to others, or is
-    held by another process.
+    held by another process. `what` is how these errors name it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], what: str = "state directory") -> None:
         self.path = Path(path)
+        self._name = f"{what} {self.path}"
         self._descriptor = self._open()
         try:
             self._check()
@@ -79,19 +80,19 @@ class StateDirectory:
             self.path.mkdir(mode=0o700, exist_ok=True)
             return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise LocalError(f"cannot open the state directory {self.path}: {error.strerror}") from error
+            raise LocalError(f"cannot open the {self._name}: {error.strerror}") from error
 
     def _check(self) -> None:
         status = os.fstat(self._descriptor)
         if status.st_uid != os.geteuid():
-            raise LocalError(f"the state directory {self.path} belongs to user {status.st_uid}, not to us")
+            raise LocalError(f"the {self._name} belongs to user {status.st_uid}, not to us")
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise LocalError(f"others can enter the state directory {self.path}: chmod 700 {self.path}")
+            raise LocalError(f"others can enter the {self._name}: chmod 700 {self.path}")
         if not os.access(self.path, os.W_OK | os.X_OK):
-            raise LocalError(f"cannot write to the state directory {self.path}")
+            raise LocalError(f"cannot write to the {self._name}")
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LocalError(f"another rvpn process uses the state directory {self.path}") from error
+            raise LocalError(f"another rvpn process uses the {self._name}") from error

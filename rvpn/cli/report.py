@@ -47,7 +47,7 @@ def text(status: Status) -> str:
             *_section("sessions", _table(columns, status["sessions"])),
             "exchanges: " + ", ".join(f"{count:,} {state}" for state, count in status["exchanges"].items()),
             *(_section("failovers", _table(_FAILOVER, status["failovers"])) if "failovers" in status else []),
-            *_section("drops", _aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
+            *_section("drops", aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
         ]
     )
 
@@ -120,9 +120,10 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
 
 def _table(columns: Sequence[_Column], rows: Sequence[Status]) -> list[str]:
     titles = [title for title, _ in columns]
-    return _aligned([titles, *([cell(row) for _, cell in columns] for row in rows)]) if rows else []
+    return aligned([titles, *([cell(row) for _, cell in columns] for row in rows)]) if rows else []
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, with the columns below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

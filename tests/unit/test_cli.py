@@ -102,7 +102,7 @@ class ArgumentTests(SynchronousTestCase):
     def test_help(self) -> None:
         """Every command explains itself, and the first page names all of them, `lab` too."""
         overview = rvpn("--help")
-        for command in ("keygen", "pubkey", "policy", "status", "reload", "lab"):
+        for command in ("keygen", "pubkey", "pki", "policy", "status", "reload", "lab"):
             self.assertIn(f"\n    {command} ", overview.out)
             self.assertEqual(rvpn(command, "--help").code, 0)
         self.assertIn("exit code", rvpn("policy", "check", "--help").out)

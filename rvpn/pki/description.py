@@ -1,0 +1,144 @@
+"""
+What is in a certificate, an index or a revocation list, whoever made it: as values for JSON, and as text for
+people.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
+
+from rvpn.errors import LocalError
+from rvpn.pki.certificates import USAGES
+from rvpn.pki.index import Entry, serial_text
+
+Description = dict[str, Any]
+
+#: A certificate that expires within this time is announced.
+SOON = timedelta(days=35)
+
+
+def of_certificate(certificate: x509.Certificate, now: datetime) -> Description:
+    """
+    Describe a certificate; `role` is None if it is of no use to rvpn.
+
+    Raises `LocalError` if what is in it cannot be read.
+    """
+    try:
+        return {
+            "role": _role(certificate),
+            "name": _name(certificate),
+            "alternatives": _alternatives(certificate),
+            "key": _key(certificate),
+            "serial": serial_text(certificate.serial_number),
+            "issuer": certificate.issuer.rfc4514_string(),
+            "issued": certificate.not_valid_before_utc.isoformat(),
+            "expires": certificate.not_valid_after_utc.isoformat(),
+            "state": _state(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now),
+            "sha256": certificate.fingerprint(SHA256()).hex(),
+        }
+    except (ValueError, x509.DuplicateExtension) as error:
+        raise LocalError(f"cannot read this certificate: {error}") from None
+
+
+def of_entry(entry: Entry, now: datetime) -> Description:
+    """Describe a line of the index."""
+    revoked = entry.revoked
+    return {
+        "role": entry.role.value,
+        "name": entry.name,
+        "alternatives": list(entry.alternatives),
+        "serial": serial_text(entry.serial),
+        "issued": entry.issued.isoformat(),
+        "expires": entry.expires.isoformat(),
+        "revoked": revoked.isoformat() if revoked else None,
+        "state": f"revoked {revoked:%Y-%m-%d}" if revoked else _state(entry.issued, entry.expires, now),
+    }
+
+
+def of_revocations(pem: bytes) -> Description:
+    """Describe a revocation list. Raises `LocalError` if it is none."""
+    try:
+        revocations = x509.load_pem_x509_crl(pem)
+        number = revocations.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (ValueError, x509.ExtensionNotFound):
+        raise LocalError("found no revocation list in PEM") from None
+    end = revocations.next_update_utc
+    return {
+        "number": number,
+        "revoked": len(revocations),
+        "issued": revocations.last_update_utc.isoformat(),
+        "next": end.isoformat() if end else None,
+    }
+
+
+def lines(description: Description) -> Iterable[str]:
+    """Return what a description of one certificate says, a line for each field."""
+    for field, value in description.items():
+        if field == "role" and value is None:
+            text = (
+                "none (extended key usage serverAuth makes a gateway's, clientAuth a client's, both neither)"
+            )
+        elif isinstance(value, list):
+            text = " ".join(value) or "none"
+        else:
+            text = str(value)
+        yield f"{field + ':':14}{text}"
+
+
+def _role(certificate: x509.Certificate) -> str | None:
+    """Return what rvpn takes a certificate for: an authority's, a gateway's, a client's, or none of these."""
+    extensions = certificate.extensions
+    for constraints in _found(extensions, x509.BasicConstraints):
+        if constraints.ca:
+            return "authority"
+    for usages in _found(extensions, x509.ExtendedKeyUsage):
+        roles = [role.value for role, usage in USAGES.items() if usage in usages]
+        return roles[0] if len(roles) == 1 else None
+    return None
+
+
+def _name(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else certificate.subject.rfc4514_string()
+
+
+def _alternatives(certificate: x509.Certificate) -> list[str]:
+    return [
+        str(name.value)
+        for names in _found(certificate.extensions, x509.SubjectAlternativeName)
+        for name in names
+        if isinstance(name, x509.IPAddress | x509.DNSName)
+    ]
+
+
+def _key(certificate: x509.Certificate) -> str:
+    try:
+        key = certificate.public_key()
+    except UnsupportedAlgorithm:
+        return "unknown"
+    if isinstance(key, Ed25519PublicKey):
+        return "Ed25519"
+    if isinstance(key, EllipticCurvePublicKey):
+        return "P-256" if key.curve.name == "secp256r1" else key.curve.name
+    return f"RSA {key.key_size}" if isinstance(key, RSAPublicKey) else "unknown"
+
+
+def _state(start: datetime, end: datetime, now: datetime) -> str:
+    if now < start:
+        return "not yet valid"
+    if now > end:
+        return "expired"
+    return f"expires in {(end - now).days} days" if end - now < SOON else "valid"
+
+
+def _found(extensions: x509.Extensions, kind: type) -> list[Any]:
+    """Return the extension of this kind, if there is one."""
+    return [extension.value for extension in extensions if isinstance(extension.value, kind)]

@@ -1,0 +1,63 @@
+"""
+What a certificate is about: the name that people know it by, and its subject alternative names.
+
+A name goes into the subject's common name and into file names. Subject alternative names are IP addresses
+or, for gateways alone, DNS names; here and in the index they are text in its canonical form.
+"""
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from rvpn.constants import Role
+from rvpn.errors import LocalError
+from rvpn.policy.values import HOST, quote
+
+#: A common name has no more characters (RFC 5280, ub-common-name).
+LONGEST_NAME = 64
+#: What lies in the authority's own directory.
+RESERVED = {"ca", "crl", "index"}
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{LONGEST_NAME - 1}}}")
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+#: The last label has a letter first: what is all digits is a mistyped address.
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)({_LABEL}\.)*[a-z]([a-z0-9-]{{0,61}}[a-z0-9])?")
+
+
+def checked_name(text: str) -> str:
+    """Return the name of a node. Raises `LocalError` if it is not fit for a certificate and a file."""
+    if not _NAME.fullmatch(text) or text.casefold() in RESERVED:
+        raise LocalError(
+            f"found name {quote(text)}, expected at most {LONGEST_NAME} letters, digits or . _ @ -, "
+            f"a letter or digit first, and none of {', '.join(sorted(RESERVED))}"
+        )
+    return text
+
+
+def checked_alternatives(role: Role, texts: Iterable[str]) -> tuple[str, ...]:
+    """
+    Return the subject alternative names for a role, each once and in canonical form.
+
+    Raises `LocalError` if one is no address of a machine, nor for a gateway a DNS name.
+    """
+    return tuple(dict.fromkeys(_alternative(role, text) for text in texts))
+
+
+def is_address(alternative: str) -> bool:
+    """Tell an address among checked subject alternative names."""
+    try:
+        ip_address(alternative)
+    except ValueError:
+        return False
+    return True
+
+
+def _alternative(role: Role, text: str) -> str:
+    try:
+        return str(HOST.parse(text))
+    except LocalError:
+        if role is Role.CLIENT:
+            raise
+    name = text.lower().removesuffix(".")
+    if not _DNS_NAME.fullmatch(name):
+        raise LocalError(f"found {quote(text)}, expected {HOST.name}, or a DNS name")
+    return name
