@@ -3,7 +3,7 @@
 # make check   lint, format, strict types, documentation with warnings as errors, the ring table
 # make docs    the documentation, in docs/_build/html
 # make bench   the benchmarks
-# make faults  what failover costs: TRIALS (20) of each fault, and heartbeats counted over 3 minutes (half an hour)
+# make faults  what failover costs: TRIALS (20) of each fault, and heartbeats counted for a minute in each mode (20 minutes)
 #
 # Everything runs in .venv, which the first target makes and a change of setup.cfg renews.
 # Another interpreter: make PYTHON=python3.12 test. A part of the tests: make TESTS=tests.unit test.
