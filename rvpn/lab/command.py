@@ -4,6 +4,7 @@
     up, down, status, exec, follow       its life, and commands in its nodes
     fault, impair                        what goes wrong
     failover                             what that costs (rvpn.lab.trials_command)
+    bench                                how fast it is (rvpn.lab.bench_command)
     demo                                 the demonstration
 
 Its files and the socket of its holder are in a directory of mode 0700, which all these commands share.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from rvpn.cli.subcommand import Subparsers
 from rvpn.errors import LocalError
-from rvpn.lab import faults, services, trials_command
+from rvpn.lab import bench_command, faults, services, trials_command
 from rvpn.lab.demo import demonstrate
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.lab import Lab, default_directory, fresh_directory
@@ -44,6 +45,7 @@ def register(commands: Subparsers) -> None:
     _register_life(parsers)
     _register_trouble(parsers)
     trials_command.register(parsers)
+    bench_command.register(parsers)
     demo = parsers.add_parser(
         "demo",
         help="show that it works: real traffic through the tunnel, and gateways that fail meanwhile",

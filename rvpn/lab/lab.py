@@ -171,7 +171,14 @@ class Lab:
 
     def start_traffic(self, node: str, *arguments: object) -> Measurement:
         """Start a tool of `rvpn.lab.traffic` in a node."""
-        argv = [sys.executable, "-m", "rvpn.lab.traffic", *map(str, arguments)]
+        return self._start_tool(node, "rvpn.lab.traffic", arguments)
+
+    def load(self, node: str, *arguments: object, timeout: float) -> dict[str, Any]:
+        """Run a tool of `rvpn.lab.load` in a node; return its figures. Raises as `Measurement.result`."""
+        return self._start_tool(node, "rvpn.lab.load", arguments).result(timeout)
+
+    def _start_tool(self, node: str, module: str, arguments: Sequence[object]) -> Measurement:
+        argv = [sys.executable, "-m", module, *map(str, arguments)]
         output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (result closes them)
         return Measurement(self.spawn(node, argv, (None, output.fileno(), errors.fileno())), output, errors)
 

@@ -15,7 +15,7 @@ it on the way out.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ class Network:
                 self.set_mtu,
                 self.connect_impairment,
                 self.point_targets_at,
+                self.adopt_device,
+                self.add_route,
+                self.set_forwarding,
             )
         }
         for node in self._nodes.values():
@@ -172,6 +175,27 @@ class Network:
             for route in routes_to_client(self.topology.lan_addresses(gateway)):
                 self._route(target, route)
         self._inner_gateway = gateway
+
+    def adopt_device(self, node: str, interface: str, addresses: list[str]) -> None:
+        """Bring a device up that a process in the node has made, with addresses as in an `Interface`."""
+        (index,) = self._netlink[node].link_lookup(ifname=interface)
+        for text in addresses:
+            address = ip_interface(text)
+            self._netlink[node].addr(
+                "replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen
+            )
+        self._netlink[node].link("set", index=index, state="up")
+        self._indices[node, interface] = index
+
+    def add_route(self, node: str, destination: str, interface: str, via: str | None = None) -> None:
+        """Add a route that the topology does not have."""
+        gateway = None if via is None else ip_address(via)
+        self._route(node, Route(ip_network(destination), interface, gateway))
+
+    def set_forwarding(self, node: str) -> None:
+        """Have a node forward IPv4 packets, as a gateway's service does with both versions."""
+        with self.inside(node):
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
 
     # --- Building --------------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.lab.chart import Scale, close_up, overview, rates, ticks
+from rvpn.lab.chart import close_up, overview, rates
 from rvpn.lab.page import page
 from rvpn.lab.records import Arrival, Progress
 from rvpn.lab.story import Moment, Outage, Sort, Story
+from rvpn.lab.svg import Scale, ticks
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

@@ -1,0 +1,148 @@
+"""
+`rvpn lab bench`: how fast rvpn is, beside others and no tunnel, from the command line.
+
+    --peers, --install -> `rvpn.lab.peers`; --rounds -> `rvpn.lab.rounds` -> `rvpn.lab.figures.summary`
+        -> a table, with --json one object, with --write also files for the documentation
+    --saturate -> `rvpn.lab.saturation`
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rvpn.cli.subcommand import Subparsers
+from rvpn.lab import bars, figures, peers, report
+from rvpn.lab.figures import NONE, RVPN, Figures
+from rvpn.lab.impairment import Impairment
+from rvpn.lab.rounds import Field, Scenario
+
+_MOST_ROUNDS, _LONGEST = 100, 600.0
+#: Files that --write makes.
+JSON_FILE, TABLE_FILE, CHART_FILE = "lab.json", "lab.md", "lab.svg"
+
+
+def register(parsers: Subparsers) -> None:
+    """Add `bench`."""
+    bench = parsers.add_parser(
+        "bench",
+        help="measure throughput, packet rate, round trip, CPU and memory, beside other tunnels",
+        description="Measure rvpn, no tunnel, and other tunnels, each in a lab of its own, one after the "
+        "other, in several rounds. With --loss or --delay the paths between client and gateway are spoilt, "
+        "and only what goes through a tunnel is measured, by TCP and pings.",
+    )
+    others = ", ".join(name for name, peer in peers.PEERS.items() if peer.program)
+    bench.add_argument("--peers", type=_peers, default=(), metavar="NAMES", help=f"some of: {others}")
+    bench.add_argument("--install", action="store_true", help="have apt-get install those that are missing")
+    bench.add_argument("--rounds", type=_rounds, default=5, metavar="N", help="default: 5")
+    bench.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="of each transfer (default: 2)"
+    )
+    bench.add_argument("--delay", type=_number, default=0.0, metavar="MS", help="of each packet, one way")
+    bench.add_argument("--loss", type=_number, default=0.0, metavar="PERCENT", help="each way")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    bench.add_argument(
+        "--write", type=Path, metavar="DIRECTORY", help=f"also write {JSON_FILE}, {TABLE_FILE}, {CHART_FILE}"
+    )
+    bench.set_defaults(run=_bench)
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    """Take names with commas between them; rvpn and no tunnel may be among them."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in peers.PEERS:
+            raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(peers.PEERS)}")
+    return names
+
+
+def _rounds(text: str) -> int:
+    if text.isdecimal() and 1 <= int(text) <= _MOST_ROUNDS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 1 to {_MOST_ROUNDS}")
+
+
+def _seconds(text: str) -> float:
+    return _limited(text, 0.1, _LONGEST)
+
+
+def _number(text: str) -> float:
+    return _limited(text, 0.0, 100.0)
+
+
+def _limited(text: str, least: float, most: float) -> float:
+    with suppress(ValueError):
+        if least <= float(text) <= most:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from {least:g} to {most:g}")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    scenario = Scenario(options.seconds, Impairment(delay=options.delay / 1e3, loss=options.loss / 1e2))
+    if options.install:
+        peers.install(options.peers)
+    always = (RVPN,) if scenario.impaired else (NONE, RVPN)
+    names = list(dict.fromkeys((*always, *options.peers)))
+    with Field.start(names, scenario) as field:
+        _tell_absent(field.absent)
+        rounds = []
+        for number in range(options.rounds):
+            rounds.append(field.round())
+            _tell(f"round {number + 1} of {options.rounds} is done")
+        absent = dict(field.absent)
+    result = figures.summary(
+        rounds,
+        scenario={"seconds": options.seconds, "delay_ms": options.delay, "loss_percent": options.loss},
+        versions=_versions(rounds[0]),
+        absent=absent,
+    )
+    if options.write:
+        _write(options.write, result)
+    report.say(json.dumps(result) if options.json else report.table(figures.rows(result)))
+    return 0
+
+
+def _tell(words: str) -> None:
+    """Say something that is no result."""
+    sys.stderr.write(words + "\n")
+    sys.stderr.flush()
+
+
+def _tell_absent(absent: Mapping[str, str]) -> None:
+    for name, reason in absent.items():
+        _tell(f"{name} is left out: {reason}")
+
+
+def _versions(names: Iterable[str]) -> Figures:
+    """Return what was measured, and on what."""
+    programs = {name: peers.PEERS[name].version for name in names if name != NONE}
+    return {
+        **programs,
+        "python": platform.python_version(),
+        "linux": platform.release(),
+        "cryptography": version("cryptography"),
+        "twisted": version("twisted"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _write(directory: Path, result: Mapping[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / JSON_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    (directory / TABLE_FILE).write_text(figures.table(result))
+    (directory / CHART_FILE).write_text(bars.chart(result))
