@@ -2,7 +2,8 @@
 # make test    run all tests; those that need root or /dev/net/tun say so where they are skipped
 # make check   lint, format, strict types, documentation with warnings as errors, the ring table
 # make docs    the documentation, in docs/_build/html
-# make bench   the benchmarks
+# make bench   the benchmarks, and the tunnel beside none; make bench PEERS=openvpn,wireguard-go beside those too,
+#              which it installs if they are missing (apt-get)
 # make faults  what failover costs: TRIALS (20) of each fault, and heartbeats counted for a minute in each mode (20 minutes)
 #
 # Everything runs in .venv, which the first target makes and a change of setup.cfg renews.
@@ -43,6 +44,8 @@ bench: $(INSTALLED)
 	@for bench in benchmarks/bench_*.py; do \
 	    echo "== $$bench"; timeout 600 $(BIN)/python $$bench || exit 1; \
 	done
+	@echo "== rvpn lab bench"
+	@timeout 1800 $(BIN)/rvpn lab bench $(if $(PEERS),--install --peers $(PEERS))
 
 faults: $(INSTALLED)
 	@$(BIN)/rvpn lab failover --fault all --trials $(TRIALS)

@@ -22,6 +22,7 @@ from rvpn.lab import bars, figures, peers, report
 from rvpn.lab.figures import NONE, RVPN, Figures
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.rounds import Field, Scenario
+from rvpn.lab.saturation import saturate
 
 _MOST_ROUNDS, _LONGEST = 100, 600.0
 #: Files that --write makes.
@@ -46,6 +47,12 @@ def register(parsers: Subparsers) -> None:
     )
     bench.add_argument("--delay", type=_number, default=0.0, metavar="MS", help="of each packet, one way")
     bench.add_argument("--loss", type=_number, default=0.0, metavar="PERCENT", help="each way")
+    bench.add_argument(
+        "--saturate",
+        type=_seconds,
+        metavar="S",
+        help="instead: watch rvpn's heartbeats and keys for so long while everything is busy",
+    )
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument(
         "--write", type=Path, metavar="DIRECTORY", help=f"also write {JSON_FILE}, {TABLE_FILE}, {CHART_FILE}"
@@ -84,6 +91,17 @@ def _limited(text: str, least: float, most: float) -> float:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    return _saturate(options) if options.saturate else _compare(options)
+
+
+def _saturate(options: argparse.Namespace) -> int:
+    result = saturate(options.saturate)
+    found = {"saturation": result.figures(), "versions": _versions([RVPN])}
+    report.say(json.dumps(found) if options.json else report.table(found["saturation"].items()))
+    return 0 if result.passed else 1
+
+
+def _compare(options: argparse.Namespace) -> int:
     scenario = Scenario(options.seconds, Impairment(delay=options.delay / 1e3, loss=options.loss / 1e2))
     if options.install:
         peers.install(options.peers)
@@ -126,6 +144,7 @@ def _versions(names: Iterable[str]) -> Figures:
         **programs,
         "python": platform.python_version(),
         "linux": platform.release(),
+        "tcp": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "cryptography": version("cryptography"),
         "twisted": version("twisted"),
         "processor": _processor(),

@@ -173,9 +173,9 @@ class Lab:
         """Start a tool of `rvpn.lab.traffic` in a node."""
         return self._start_tool(node, "rvpn.lab.traffic", arguments)
 
-    def load(self, node: str, *arguments: object, timeout: float) -> dict[str, Any]:
-        """Run a tool of `rvpn.lab.load` in a node; return its figures. Raises as `Measurement.result`."""
-        return self._start_tool(node, "rvpn.lab.load", arguments).result(timeout)
+    def start_load(self, node: str, *arguments: object) -> Measurement:
+        """Start a tool of `rvpn.lab.load` in a node; `serve_load` must have been called."""
+        return self._start_tool(node, "rvpn.lab.load", arguments)
 
     def _start_tool(self, node: str, module: str, arguments: Sequence[object]) -> Measurement:
         argv = [sys.executable, "-m", module, *map(str, arguments)]
@@ -194,6 +194,11 @@ class Lab:
         """Start the servers that `fetch`, `stream` and `udp` talk to, on every target."""
         for target in self.topology.target_names:
             self.start_ready(target, [sys.executable, "-m", "rvpn.lab.servers"], f"{target}-server").close()
+
+    def serve_load(self) -> None:
+        """Start the other end of `start_load` on the first target."""
+        argv = [sys.executable, "-m", "rvpn.lab.load", "serve"]
+        self.start_ready(self.topology.target_names[0], argv, "load").close()
 
     def _ask(self, request: wire.Message) -> wire.Message:
         return wire.ask(self.directory / holder.SOCKET, request)

@@ -19,7 +19,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from struct import Struct
@@ -46,6 +46,8 @@ _BLOCK = 1 << 18
 _BUFFER = 4 << 20
 #: Seconds between two bursts of datagrams: what many programs that pace have.
 _TICK = 0.001
+#: Seconds to wait for the answer to a ping.
+_PING_TIME = 0.2
 #: Seconds for the last datagrams to arrive.
 _SETTLING = 0.15
 
@@ -182,14 +184,17 @@ def _trial(address: IPAddress, size: int, seconds: float, rate: float | None) ->
     return Rates(sent, count / elapsed)
 
 
-def highest_rate(address: IPAddress, size: int, seconds: float) -> dict[str, object]:
+def datagrams(address: IPAddress, size: int, seconds: float, flood: bool) -> dict[str, object]:
     """
     Search for the most datagrams of `size` bytes per second that nearly all arrive, `seconds` for each trial.
 
-    Raises OSError if the target cannot be asked.
+    With `flood` there is one trial, as fast as it goes, and whatever arrives counts. Raises OSError if the
+    target cannot be asked.
     """
     trials = [_trial(address, size, seconds, None)]
     search = Search(trials[0])
+    if flood:
+        return {"per_s": trials[0].received}
     while not search.done:
         trials.append(_trial(address, size, seconds, search.next_rate))
         search.add(trials[-1])
@@ -199,31 +204,39 @@ def highest_rate(address: IPAddress, size: int, seconds: float) -> dict[str, obj
 # --- Round trips ---------------------------------------------------------------------------------
 
 
-def round_trips(address: IPAddress, count: int, interval: float) -> dict[str, object]:
+def round_trips(address: IPAddress, seconds: float, interval: float) -> dict[str, object]:
     """
-    Return median and 99th percentile in milliseconds of `count` pings, one each `interval` seconds.
+    Return median and 99th percentile in milliseconds of pings for some time, one each `interval` seconds.
 
     With an interval of 0 each is sent as the last is answered. Raises OSError if none is answered.
     """
-    echo, times = EchoSocket(address), []
+    echo, times, number = EchoSocket(address), list[float](), 0
     start = time.monotonic()
-    for number in range(count):
-        time.sleep(max(0.0, start + number * interval - time.monotonic()))
-        echo.send(number)
-        end = time.monotonic() + (interval or 0.1)
-        while (left := end - time.monotonic()) > 0 and select.select([echo], [], [], left)[0]:
-            reply = echo.receive()
-            if reply is not None and reply.number == number:
-                times.append((reply.received - reply.sent) / 1e6)
-                break
+    while (now := time.monotonic()) < start + seconds:
+        with suppress(OSError):  # a full queue: this ping has no answer
+            echo.send(number)
+        times += _replies(echo, start + (number + 1) * interval if interval else now + _PING_TIME, number)
+        if interval:
+            time.sleep(max(0.0, start + (number + 1) * interval - time.monotonic()))
+        number += 1
+    times += _replies(echo, time.monotonic() + _PING_TIME, number - 1)
     if not times:
         raise OSError("no ping was answered")
     times.sort()
     return {
         "p50": round(statistics.median(times), 4),
         "p99": round(times[len(times) * 99 // 100], 4),
-        "lost": count - len(times),
+        "lost": number - len(times),
     }
+
+
+def _replies(echo: EchoSocket, until: float, last: int) -> Iterator[float]:
+    """Yield the round trips in milliseconds of pings until some time, or the answer to number `last`."""
+    while (left := until - time.monotonic()) > 0:
+        if select.select([echo], [], [], left)[0] and (reply := echo.receive()) is not None:
+            yield (reply.received - reply.sent) / 1e6
+            if reply.number == last:
+                return
 
 
 # --- The target ----------------------------------------------------------------------------------
@@ -270,20 +283,20 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         tool = tools.add_parser(name, help=help_text)
         tool.add_argument("address", type=ip_address, metavar="ADDRESS")
     tcp, udp, ping = (tools.choices[name] for name in ("tcp", "udp", "ping"))
-    for tool in (tcp, udp):
-        tool.add_argument("--seconds", type=float, required=True, metavar="S", help="of each transfer")
+    for tool in (tcp, udp, ping):
+        tool.add_argument("--seconds", type=float, required=True, metavar="S", help="of each measurement")
     tcp.add_argument("--streams", type=int, default=1, metavar="N", help="at a time (default: 1)")
     tcp.add_argument("--down", action="store_true", help="from the target")
     udp.add_argument("--size", type=int, required=True, metavar="BYTES", help="of a datagram's payload")
-    ping.add_argument("--count", type=int, required=True, metavar="N", help="how many")
+    udp.add_argument("--flood", action="store_true", help="as fast as it goes, without a search")
     ping.add_argument("--interval", type=float, default=0.0, metavar="S", help="0: as they are answered")
     return parser.parse_args(words)
 
 
 _TOOLS: dict[str, Callable[[argparse.Namespace], object]] = {
     "tcp": lambda chosen: streams(chosen.address, chosen.streams, chosen.seconds, chosen.down),
-    "udp": lambda chosen: highest_rate(chosen.address, chosen.size, chosen.seconds),
-    "ping": lambda chosen: round_trips(chosen.address, chosen.count, chosen.interval),
+    "udp": lambda chosen: datagrams(chosen.address, chosen.size, chosen.seconds, chosen.flood),
+    "ping": lambda chosen: round_trips(chosen.address, chosen.seconds, chosen.interval),
 }
 
 

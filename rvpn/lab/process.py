@@ -68,10 +68,14 @@ class Process:
 
 
 class Measurement:
-    """A tool of `rvpn.lab.traffic` at work, which writes to two files of its own."""
+    """A tool of `rvpn.lab.traffic` or `load` at work, which writes to two files of its own."""
 
     def __init__(self, process: Process, output: BinaryIO, errors: BinaryIO) -> None:
         self._process, self._output, self._errors = process, output, errors
+
+    def running(self) -> bool:
+        """Tell whether it has not ended yet."""
+        return self._process.running()
 
     def result(self, timeout: float = 60.0) -> dict[str, Any]:
         """Return the tool's figures; only once. Raises `LocalError` with its words if it measured nothing."""

@@ -3,7 +3,7 @@ What continuous traffic records, and what is made of it: outages, losses, stalls
 
     rvpn.lab.monitor -> a file of records -> `Log.read` -> `longest_gap`, `missing` -> `spread`
 
-Times are seconds of the monotonic clock, which is the same in every node.
+Times are seconds of the monotonic clock, which is the same in every node, unless it says otherwise.
 """
 
 import math
@@ -34,11 +34,26 @@ class Progress(NamedTuple):
     broken: int
 
 
-Record = TypeVar("Record", Arrival, Progress)
-_FORMATS = {Arrival: Struct("=Qdd"), Progress: Struct("=dQQQ")}
+class Sighting(NamedTuple):
+    """
+    A control datagram that passed, `outward` from the client or back (rvpn.lab.sightings).
+
+    `when` is of the time of day. `number` is a heartbeat's sequence, that which an answer is for, or the id
+    of a key exchange.
+    """
+
+    when: float
+    gateway: int
+    kind: int
+    outward: bool
+    number: int
 
 
-def pack(record: Arrival | Progress) -> bytes:
+Record = TypeVar("Record", Arrival, Progress, Sighting)
+_FORMATS = {Arrival: Struct("=Qdd"), Progress: Struct("=dQQQ"), Sighting: Struct("=dIB?Q")}
+
+
+def pack(record: Arrival | Progress | Sighting) -> bytes:
     """Return a record as it stands in a file."""
     return _FORMATS[type(record)].pack(*record)
 

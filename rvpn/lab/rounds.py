@@ -8,7 +8,6 @@ falls on all of them.
 """
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from rvpn.lab.topology import Topology
 DATAGRAM_SIZES = (100, 1300)
 STREAMS = 4
 #: Which part of `seconds` one trial of the search for a rate takes, and the pings of either kind.
-_TRIAL_SHARE, _PINGS_PER_SECOND, _FLOOD_PINGS_PER_SECOND = 0.2, 100, 500
+_TRIAL_SHARE, _PING_SHARE = 0.2, 0.75
 _PING_INTERVAL = 0.01
 #: Seconds beyond its own that a measurement may take.
 _GRACE = 60.0
@@ -55,8 +54,7 @@ class Contender:
     def __init__(self, lab: Lab, name: str, scenario: Scenario) -> None:
         self._lab, self._scenario, self._tunnelled = lab, scenario, name != NONE
         self._target = str(lab.topology.lan_addresses(lab.topology.target_names[0])[0])
-        serve = [sys.executable, "-m", "rvpn.lab.load", "serve"]
-        lab.start_ready(lab.topology.target_names[0], serve, "load").close()
+        lab.serve_load()
 
     def measure(self) -> Figures:
         """Return the figures of one round. Raises `LocalError` if something cannot be measured."""
@@ -78,8 +76,8 @@ class Contender:
         if not self._scenario.impaired:
             for size in DATAGRAM_SIZES:
                 figures[f"udp{size}_pps"] = round(self._datagrams(size))
-        figures["ping_ms"] = self._pings(_PINGS_PER_SECOND, _PING_INTERVAL)
-        figures["ping_flood_ms"] = self._pings(_FLOOD_PINGS_PER_SECOND, 0.0)
+        figures["ping_ms"] = self._pings(_PING_INTERVAL)
+        figures["ping_flood_ms"] = self._pings(0.0)
         figures["rss_mb"] = self._gateway_memory() if self._tunnelled else None
         return figures
 
@@ -90,13 +88,13 @@ class Contender:
         rate: float = self._load("udp", f"--size={size}", *self._seconds(_TRIAL_SHARE))["per_s"]
         return rate
 
-    def _pings(self, per_second: int, interval: float) -> Figures:
-        count = max(10, round(per_second * self._scenario.seconds))
-        pings = self._load("ping", f"--count={count}", f"--interval={interval}")
+    def _pings(self, interval: float) -> Figures:
+        pings = self._load("ping", *self._seconds(_PING_SHARE), f"--interval={interval}")
         return {name: pings[name] for name in ("p50", "p99")}
 
     def _load(self, tool: str, *arguments: str) -> dict[str, Any]:
-        return self._lab.load(CLIENT, tool, self._target, *arguments, timeout=_GRACE + self._scenario.seconds)
+        load = self._lab.start_load(CLIENT, tool, self._target, *arguments)
+        return load.result(self._scenario.seconds + _GRACE)
 
     # --- What the tunnel's own processes use ---------------------------------------------------------
 

@@ -1,0 +1,183 @@
+"""What is made of the benchmark's rounds: medians, ratios, the table, the chart, the object for programs."""
+
+import json
+import re
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from rvpn.arguments import Parser
+from rvpn.lab import bench_command
+from rvpn.lab.bars import chart
+from rvpn.lab.figures import METRICS, Figures, medians, ratios, rows, summary, table
+from rvpn.lab.rounds import resident
+from rvpn.lab.saturation import Saturation
+from rvpn.lab.sightings import Judgement
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/benchmarks.md"
+
+
+def figures(factor: float, tunnelled: bool = True) -> dict[str, Any]:
+    """Return one peer's figures of one round, as `rvpn.lab.rounds` makes them."""
+    return {
+        "tcp_up_mbps": 1000 * factor,
+        "cpu_s_per_gb": 8 / factor if tunnelled else None,
+        "tcp_down_mbps": 1100 * factor,
+        "tcp4_up_mbps": 900 * factor,
+        "tcp4_down_mbps": 950 * factor,
+        "udp100_pps": round(60_000 * factor),
+        "udp1300_pps": round(50_000 * factor),
+        "ping_ms": {"p50": 0.4 / factor, "p99": 0.8 / factor},
+        "ping_flood_ms": {"p50": 0.2 / factor, "p99": 0.3 / factor},
+        "rss_mb": 40.0 if tunnelled else None,
+    }
+
+
+def three_rounds() -> dict[str, Any]:
+    """Return the summary of rounds in which another tunnel has half of what we have, but for one stray."""
+    rounds = [
+        {"none": figures(4, False), "rvpn": figures(factor), "openvpn": figures(factor / 2)}
+        for factor in (1, 0.1, 1)
+    ]
+    return summary(rounds, versions={"rvpn": "1"}, absent={"wireguard-go": "is not installed"})
+
+
+class SummaryTests(SynchronousTestCase):
+    """Numbers."""
+
+    def test_medians(self) -> None:
+        """Each figure has its own median, inner ones too, of the rounds that have it."""
+        three: list[Figures] = [
+            {"a": 1, "b": {"c": 5}, "d": None},
+            {"a": 9, "b": {"c": 7}},
+            {"a": 2, "b": None, "d": 4},
+        ]
+        self.assertEqual(medians(three), {"a": 2, "b": {"c": 6}, "d": 4})
+        self.assertEqual(medians([{"a": None}]), {"a": None})
+
+    def test_summary(self) -> None:
+        """Medians of each peer, what a tunnel adds to round trips, our ratios, and the rounds."""
+        result = three_rounds()
+        ours = result["peers"]["rvpn"]
+        self.assertEqual(ours["tcp_up_mbps"], 1000)
+        self.assertEqual(ours["ping_ms"], {"p50": 0.4, "p99": 0.8})
+        self.assertEqual((ours["ping_added_us"], ours["ping_flood_added_us"]), (300, 150))
+        self.assertEqual(result["peers"]["none"]["cpu_s_per_gb"], None)
+        self.assertEqual(list(result["ratios"]), ["openvpn"])
+        self.assertEqual(result["ratios"]["openvpn"]["tcp_up_mbps"], 2)
+        self.assertEqual(result["ratios"]["openvpn"]["cpu_s_per_gb"], 0.5)
+        self.assertEqual(result["ratios"]["openvpn"]["ping_added_us"], round(300 / 700, 3))
+        self.assertEqual(len(result["rounds"]), 3)
+        self.assertEqual(result["rounds"][1]["rvpn"]["tcp_up_mbps"], 100)
+
+    def test_without_baseline(self) -> None:
+        """Without figures of no tunnel nobody knows what a tunnel adds; a lost peer is lost from then on."""
+        result = summary([{"rvpn": figures(1), "openvpn": figures(2)}, {"rvpn": figures(1)}])
+        self.assertIsNone(result["peers"]["rvpn"]["ping_added_us"])
+        self.assertEqual(result["peers"]["openvpn"]["tcp_up_mbps"], 2000)
+
+    def test_nothing_to_compare(self) -> None:
+        """A ratio to nothing, or to what is missing, is missing."""
+        found = ratios({"rss_mb": 1.0, "udp100_pps": 0}, {"rss_mb": 0.0, "udp100_pps": 5})
+        self.assertEqual((found["rss_mb"], found["udp100_pps"], found["tcp_up_mbps"]), (None, 0, None))
+
+    def test_json(self) -> None:
+        """It is one JSON object."""
+        self.assertEqual(json.loads(json.dumps(three_rounds())), three_rounds())
+
+    def test_documented(self) -> None:
+        """The page names exactly the keys of a peer, and those of a run at saturation."""
+        text = PAGE.read_text()
+        parts = re.split(r"^##+ ", text, flags=re.MULTILINE)
+        named = [set(re.findall(r"^\| `(\w+)`", part, re.MULTILINE)) for part in parts]
+        self.assertIn(set(three_rounds()["peers"]["rvpn"]), named)
+        saturation = Saturation(60, 0, 9, 0, 3.0, Judgement(1, 0, 0.1, 9, 0.1), 1, 1, 1)
+        self.assertIn(set(saturation.figures()), named)
+
+    def test_resident(self) -> None:
+        """Resident memory is read from the process's status."""
+        self.assertEqual(resident("Name:\tx\nVmRSS:\t   61440 kB\nThreads:\t1\n"), 60.0)
+
+
+class PictureTests(SynchronousTestCase):
+    """Table and chart."""
+
+    def test_table(self) -> None:
+        """The table has a column for each peer and ratio, and a row for each metric that somebody has."""
+        lines = table(three_rounds()).splitlines()
+        self.assertEqual(lines[0], "|  | no tunnel | rvpn | openvpn | rvpn / openvpn |")
+        self.assertEqual(len(lines), 2 + len(METRICS))
+        self.assertIn("| TCP up, Mbit/s | 4,000 | 1,000 | 500 | 2.00 |", lines)
+        self.assertIn("| memory of the gateway, MB | - | 40.0 | 40.0 | 1.00 |", lines)
+        without = summary([{"rvpn": {"tcp_up_mbps": 1.0}}])
+        self.assertEqual(list(rows(without)), [["", "rvpn"], ["TCP up, Mbit/s", "1"]])
+
+    def test_chart(self) -> None:
+        """The chart is SVG with a panel for each metric and a bar for each tunnel, none beyond its panel."""
+        picture = ElementTree.fromstring(chart(three_rounds()))
+        space = "{http://www.w3.org/2000/svg}"
+        bars = list(picture.iter(f"{space}rect"))
+        self.assertEqual(len(bars), 2 * len(METRICS))
+        width = float(picture.attrib["viewBox"].split()[2])
+        self.assertTrue(all(float(bar.attrib["x"]) + float(bar.attrib["width"]) <= width for bar in bars))
+        words = [element.text for element in picture.iter(f"{space}text")]
+        self.assertEqual(words.count("rvpn"), len(METRICS))
+        self.assertNotIn("no tunnel", words)
+
+
+class CommandTests(SynchronousTestCase):
+    """The command line."""
+
+    def parse(self, *words: str) -> Any:
+        """Return what `rvpn lab bench` makes of these words."""
+        parser = Parser(prog="rvpn lab")
+        bench_command.register(parser.add_subparsers())
+        return parser.parse_args(["bench", *words])
+
+    def test_peers(self) -> None:
+        """Peers are named with commas, each once."""
+        self.assertEqual(
+            self.parse("--peers", "openvpn, wireguard-go,openvpn").peers, ("openvpn", "wireguard-go")
+        )
+        self.assertEqual(self.parse().peers, ())
+
+    def test_refused(self) -> None:
+        """Unknown peers, and numbers without sense or bound, are refused."""
+        for words in (
+            ("--peers", "tinc"),
+            ("--rounds", "0"),
+            ("--rounds", "1000"),
+            ("--seconds", "nan"),
+            ("--seconds", "1e9"),
+            ("--loss", "101"),
+            ("--delay", "-1"),
+            ("--saturate", "0"),
+        ):
+            with redirect_stderr(StringIO()), self.assertRaises(SystemExit):
+                self.parse(*words)
+
+
+class SaturationTests(SynchronousTestCase):
+    """Whether a run at saturation was as it must be."""
+
+    def run_with(self, **changed: Any) -> bool:
+        """Tell whether a good run would pass with something changed."""
+        control = Judgement(100, 3, 0.1, 20, changed.pop("longest_exchange", 0.2))
+        good = {"false_failovers": 0, "rekeys": 20, "exchanges_failed": 0, "oldest_key": 2.9, **changed}
+        return Saturation(60, **good, control=control, mbps_up=1, mbps_down=1, datagrams=1).passed
+
+    def test_passed(self) -> None:
+        """No gateway left, no exchange failed or late, no key too old, and there were new keys at all."""
+        self.assertTrue(self.run_with())
+        for changed in (
+            {"false_failovers": 1},
+            {"rekeys": 0},
+            {"exchanges_failed": 1},
+            {"oldest_key": 4.6},
+            {"longest_exchange": 2.1},
+        ):
+            self.assertFalse(self.run_with(**changed), changed)
