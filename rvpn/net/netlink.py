@@ -1,5 +1,5 @@
 """
-Links, addresses, routes and rules of the kernel, by rtnetlink: all calls of pyroute2 are here.
+Links, addresses, routes and rules of the kernel, by rtnetlink (rvpn.net.rtnetlink).
 
 Calls are synchronous, a third of a millisecond each: fit for the start, for a reload and for a new path,
 not for each packet. To add what is there, or to remove what is gone, is no error, so that every change can
@@ -11,22 +11,33 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import Literal
 
 from rvpn.constants import LINK_MTU
 from rvpn.errors import LocalError
 from rvpn.interfaces import IPAddress
+from rvpn.net import rtnetlink
+from rvpn.net.rtnetlink import CREATE, DUMP, EXCLUSIVE, Kind, Message, RoutingSocket, attribute, number
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_RUNNING = 0x1, 0x8, 0x10, 0x40  # linux/if.h
-_TABLE_MAIN, _UNICAST = 254, 1  # linux/rtnetlink.h
-_FIB_RULE_INVERT = 0x2  # linux/fib_rules.h
-_IFA_F_NODAD = 0x02  # linux/if_addr.h: usable at once; a TUN has no neighbours to ask
+# linux/if_link.h
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 3, 4, 52, 53
+_NESTED = 0x8000
+# linux/if_addr.h
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NODAD = 0x02  # usable at once; a TUN has no neighbours to ask
+# linux/rtnetlink.h
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_MARK, _RTAX_MTU = 8, 9, 15, 16, 2
+_TABLE_MAIN, _STATIC, _UNICAST = 254, 4, 1
+_ROUTE_TYPES = {"unicast": _UNICAST, "unreachable": 7, "throw": 9}
+# linux/fib_rules.h
+_FRA_SRC, _FRA_IIFNAME, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE = 2, 3, 4, 6, 10, 15
+_TO_TABLE, _GOTO, _NOTHING = 1, 2, 3
+_FIB_RULE_INVERT = 0x2
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
 _GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -105,7 +116,8 @@ class Netlink:
     """An rtnetlink socket in the network namespace in which it was made. Every method raises `LocalError`."""
 
     def __init__(self) -> None:
-        self._kernel: Any = IPRoute()
+        with _refused("open an rtnetlink socket"):
+            self._kernel = RoutingSocket()
 
     def close(self) -> None:
         """Close the socket."""
@@ -121,7 +133,7 @@ class Netlink:
     def bring_up(self, device: int, mtu: int) -> None:
         """Set the link up, with this MTU in bytes."""
         with _refused(f"set the link up with MTU {mtu}"):
-            self._kernel.link("set", index=device, mtu=mtu, state="up")
+            self._request(Kind.NEW_LINK, _link(device, _IFF_UP) + attribute(_IFLA_MTU, mtu))
 
     def add_name(self, device: int, name: str) -> bool:
         """
@@ -129,31 +141,30 @@ class Netlink:
 
         It goes with the interface. A kernel before 5.5 has no such names, and nobody is ever refused one.
         """
+        names = attribute(_IFLA_PROP_LIST | _NESTED, attribute(_IFLA_ALT_IFNAME, name))
         try:
-            self._kernel.link("property_add", index=device, altname=name)
-        except NetlinkError as error:
-            if error.code == errno.EEXIST:
+            self._request(Kind.NEW_LINK_PROPERTY, _link(device) + names, CREATE | EXCLUSIVE)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
                 return False
-            if error.code != errno.EOPNOTSUPP:
-                raise LocalError(f"cannot name the link {name}: {error}") from error
+            if error.errno != errno.EOPNOTSUPP:
+                raise LocalError(f"cannot name the link {name}: {error.strerror}") from error
         return True
 
     def addresses(self, device: int) -> set[IPAddress]:
         """Return the addresses of an interface."""
         with _refused("read addresses"):
-            return {ip_address(found.get("address")) for found in self._kernel.get_addr(index=device)}
+            return {_ip(found, _IFA_ADDRESS) for found in self._addresses() if found.fixed[4] == device}
 
     def all_addresses(self) -> set[IPAddress]:
         """Return the addresses of all interfaces."""
         with _refused("read addresses"):
-            return {ip_address(found.get("address")) for found in self._kernel.get_addr()}
+            return {_ip(found, _IFA_ADDRESS) for found in self._addresses()}
 
     def links(self) -> dict[int, Link]:
         """Return all interfaces by index."""
         with _refused("read the interfaces"):
-            return {
-                link["index"]: Link.of(link.get("ifname"), link["flags"]) for link in self._kernel.get_links()
-            }
+            return {found.fixed[2]: Link.of(_name(found), found.fixed[3]) for found in self._links()}
 
     def access_server(self, without: Collection[int]) -> IPAddress | None:
         """
@@ -170,119 +181,167 @@ class Netlink:
                     return ip_address(server)
         return None
 
-    def _peers(self, family: int, links: Mapping[int, Link]) -> Iterator[str]:
-        for found in self._kernel.get_addr(family=family):
-            own, peer = found.get("local"), found.get("address")
-            link = links.get(found["index"])
-            if link is not None and link.point_to_point and own not in (None, peer):
+    def _peers(self, family: int, links: Mapping[int, Link]) -> Iterator[bytes]:
+        for found in self._addresses(family):
+            own, peer = (found.attributes.get(kind) for kind in (_IFA_LOCAL, _IFA_ADDRESS))
+            link = links.get(found.fixed[4])
+            if link is not None and link.point_to_point and peer is not None and own not in (None, peer):
                 yield peer
 
-    def _default_gateways(self, family: int, links: Mapping[int, Link]) -> Iterator[str]:
-        routes = self._kernel.get_default_routes(family=family, table=_TABLE_MAIN)
-        for route in sorted(routes, key=lambda route: route.get("priority") or 0):
-            hops = [(hop["oif"], hop.get("gateway")) for hop in route.get("multipath") or ()]
-            for device, gateway in hops or [(route.get("oif"), route.get("gateway"))]:
-                if route["type"] == _UNICAST and device in links and gateway is not None:
-                    yield gateway
+    def _default_gateways(self, family: int, links: Mapping[int, Link]) -> Iterator[bytes]:
+        for route in sorted(self._default_routes(family), key=lambda each: _number(each, _RTA_PRIORITY)):
+            hops = rtnetlink.hops(route.attributes.get(_RTA_MULTIPATH, b""))
+            for device, attributes in hops or [(_number(route, _RTA_OIF), route.attributes)]:
+                if device in links and _RTA_GATEWAY in attributes:
+                    yield attributes[_RTA_GATEWAY]
+
+    def _default_routes(self, family: int) -> Iterator[Message]:
+        """Yield the routes to everywhere in the main table."""
+        everywhere = rtnetlink.ROUTE.pack(family, *bytes(7), 0)
+        for found in self._request(Kind.GET_ROUTE, everywhere, DUMP):
+            length, kind = found.fixed[1], found.fixed[7]
+            if not length and kind == _UNICAST and _number(found, _RTA_TABLE) == _TABLE_MAIN:
+                yield found
 
     def smallest_mtu(self, without: Collection[str]) -> int:
         """Return the smallest MTU of all links that are up but loopback and these; by default Ethernet's."""
         with _refused("read the MTU of the interfaces"):
-            links = [link for link in self._kernel.get_links() if link["flags"] & _IFF_UP]
+            links = [link for link in self._links() if link.fixed[3] & _IFF_UP]
         mtus = (
-            link.get("mtu")
+            _number(link, _IFLA_MTU)
             for link in links
-            if not link["flags"] & _IFF_LOOPBACK and link.get("ifname") not in without
+            if not link.fixed[3] & _IFF_LOOPBACK and _name(link) not in without
         )
         return min(mtus, default=LINK_MTU)
 
     def add_address(self, device: int, address: IPAddress) -> None:
         """Give an interface an address, without a network."""
         with _refused(f"add the address {address}", errno.EEXIST):
-            self._kernel.addr("add", **_address(device, address), flags=_IFA_F_NODAD)
+            self._request(Kind.NEW_ADDRESS, _address(device, address), CREATE | EXCLUSIVE)
 
     def remove_address(self, device: int, address: IPAddress) -> None:
         """Take an address from an interface."""
         with _refused(f"remove the address {address}", *_GONE):
-            self._kernel.addr("del", **_address(device, address))
+            self._request(Kind.DELETE_ADDRESS, _address(device, address))
 
     def add_route(self, route: Route) -> None:
         """Add a route."""
         with _refused(f"add {route}", errno.EEXIST):
-            self._kernel.route("add", **_route(route))
+            self._request(Kind.NEW_ROUTE, _route(route), CREATE | EXCLUSIVE)
 
     def remove_route(self, route: Route) -> None:
         """Remove a route."""
         with _refused(f"remove {route}", *_GONE):
-            self._kernel.route("del", **_route(route))
+            self._request(Kind.DELETE_ROUTE, _route(route))
 
     def add_rule(self, rule: Rule) -> None:
         """Add a rule."""
         with _refused(f"add {rule}", errno.EEXIST):
-            self._kernel.rule("add", **_rule(rule))
+            self._request(Kind.NEW_RULE, _rule(rule), CREATE | EXCLUSIVE)
 
     def remove_rule(self, rule: Rule) -> None:
         """Remove a rule."""
         with _refused(f"remove {rule}", *_GONE):
-            self._kernel.rule("del", **_rule(rule))
+            self._request(Kind.DELETE_RULE, _rule(rule))
 
     def path_to(self, address: IPAddress, mark: int) -> OuterPath | None:
         """Return how packets with `mark` get to `address`, None if there is no way now."""
+        asked = rtnetlink.ROUTE.pack(_FAMILY[address.version], address.max_prefixlen, *bytes(6), 0)
+        asked += attribute(_RTA_DST, address.packed) + attribute(_RTA_MARK, mark)
         try:
-            route = self._kernel.route("get", dst=str(address), mark=mark)[0]
-        except NetlinkError as error:
-            if error.code in _UNREACHABLE:
+            (route,) = self._request(Kind.GET_ROUTE, asked)
+        except OSError as error:
+            if error.errno in _UNREACHABLE:
                 return None
-            raise LocalError(f"cannot look up the route to {address}: {error}") from error
-        source = route.get("prefsrc")
-        if source is None:
+            raise LocalError(f"cannot look up the route to {address}: {error.strerror}") from error
+        if _RTA_PREFSRC not in route.attributes:
             return None
-        link_mtu = self._link_mtu(route.get("oif"), address.version)
+        link_mtu = self._link_mtu(_number(route, _RTA_OIF), address.version)
         # The metric is the route's own MTU, or the smaller path MTU that the kernel learnt from ICMP.
-        return OuterPath(ip_address(source), min(link_mtu, route.get(("metrics", "mtu")) or link_mtu))
+        metrics = rtnetlink.attributes(route.attributes.get(_RTA_METRICS, b""))
+        mtu = number(metrics.get(_RTAX_MTU)) or link_mtu
+        return OuterPath(_ip(route, _RTA_PREFSRC), min(link_mtu, mtu))
 
     def _link_mtu(self, device: int, version: int) -> int:
         with _refused("read the MTU of an interface"):
-            link = self._kernel.link("get", index=device)[0]
-        mtu: int = link.get("mtu")
+            (link,) = self._request(Kind.GET_LINK, _link(device))
+        mtu = _number(link, _IFLA_MTU)
         # A router may have announced less for IPv6 (RFC 4861 section 4.6.4).
-        announced = Path("/proc/sys/net/ipv6/conf") / link.get("ifname") / "mtu"
+        announced = Path("/proc/sys/net/ipv6/conf") / _name(link) / "mtu"
         return min(mtu, int(announced.read_text())) if version == 6 else mtu
 
+    # --- requests -------------------------------------------------------------------------------------------
 
-def _address(device: int, address: IPAddress) -> dict[str, Any]:
-    family = _FAMILY[address.version]
-    return {"index": device, "family": family, "address": str(address), "prefixlen": address.max_prefixlen}
+    def _request(self, kind: Kind, body: bytes, flags: int = 0) -> list[Message]:
+        return self._kernel.request(kind, flags, body)
+
+    def _links(self) -> list[Message]:
+        return self._request(Kind.GET_LINK, _link(0), DUMP)
+
+    def _addresses(self, family: int = socket.AF_UNSPEC) -> list[Message]:
+        return self._request(Kind.GET_ADDRESS, rtnetlink.ADDRESS.pack(family, 0, 0, 0, 0), DUMP)
 
 
-def _route(route: Route) -> dict[str, Any]:
-    return _given(
-        family=socket.AF_INET6 if ":" in route.network else socket.AF_INET,
-        dst=route.network,
-        table=route.table,
-        type=route.kind,
-        priority=route.metric,
-        oif=route.device,
-        prefsrc=route.source,
+def _link(device: int, flags: int = 0) -> bytes:
+    """Return the fixed part of a message about a link; `flags` are set, all others left as they are."""
+    return rtnetlink.LINK.pack(socket.AF_UNSPEC, 0, device, flags, flags)
+
+
+def _address(device: int, address: IPAddress) -> bytes:
+    family, length = _FAMILY[address.version], address.max_prefixlen
+    fixed = rtnetlink.ADDRESS.pack(family, length, _IFA_F_NODAD, 0, device)
+    return fixed + attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
+
+
+def _route(route: Route) -> bytes:
+    network = ip_network(route.network)
+    fixed = rtnetlink.ROUTE.pack(
+        _FAMILY[network.version], network.prefixlen, 0, 0, 0, _STATIC, 0, _ROUTE_TYPES[route.kind], 0
+    )
+    return fixed + _given(
+        (_RTA_DST, network.network_address.packed),
+        (_RTA_TABLE, route.table),
+        (_RTA_PRIORITY, route.metric),
+        (_RTA_OIF, route.device),
+        (_RTA_PREFSRC, _packed(route.source)),
     )
 
 
-def _rule(rule: Rule) -> dict[str, Any]:
-    return _given(
-        family=_FAMILY[rule.version],
-        priority=rule.priority,
-        action="to_tbl" if rule.table else "goto" if rule.goto else "nop",
-        table=rule.table,
-        goto=rule.goto,
-        fwmark=rule.mark,
-        iifname=rule.incoming,
-        src=rule.source,
-        flags=_FIB_RULE_INVERT if rule.inverted else None,
+def _rule(rule: Rule) -> bytes:
+    source = _packed(rule.source)
+    action = _TO_TABLE if rule.table else _GOTO if rule.goto else _NOTHING
+    flags = _FIB_RULE_INVERT if rule.inverted else 0
+    length = 8 * len(source or b"")
+    fixed = rtnetlink.RULE.pack(_FAMILY[rule.version], 0, length, 0, 0, 0, 0, action, flags)
+    return fixed + _given(
+        (_FRA_PRIORITY, rule.priority),
+        (_FRA_TABLE, rule.table),
+        (_FRA_GOTO, rule.goto),
+        (_FRA_FWMARK, rule.mark),
+        (_FRA_IIFNAME, rule.incoming),
+        (_FRA_SRC, source),
     )
 
 
-def _given(**words: object) -> dict[str, Any]:
-    return {word: value for word, value in words.items() if value is not None}
+def _given(*attributes: tuple[int, bytes | str | int | None]) -> bytes:
+    return b"".join(attribute(kind, value) for kind, value in attributes if value is not None)
+
+
+def _packed(address: str | None) -> bytes | None:
+    return None if address is None else ip_address(address).packed
+
+
+def _ip(message: Message, kind: int) -> IPAddress:
+    return ip_address(message.attributes[kind])
+
+
+def _name(link: Message) -> str:
+    return rtnetlink.text(link.attributes.get(_IFLA_IFNAME, b""))
+
+
+def _number(message: Message, kind: int) -> int:
+    """Return an attribute that is a number; 0 if it is missing."""
+    return number(message.attributes.get(kind)) or 0
 
 
 @contextmanager
@@ -290,7 +349,7 @@ def _refused(what: str, *tolerated: int) -> Iterator[None]:
     """Turn the kernel's refusal into one line, unless its errno is `tolerated`."""
     try:
         yield
-    except NetlinkError as error:
-        if error.code not in tolerated:
-            hint = ": run as root or with CAP_NET_ADMIN" if error.code == errno.EPERM else ""
-            raise LocalError(f"cannot {what}: {error.args[1]}{hint}") from error
+    except OSError as error:
+        if error.errno not in tolerated:
+            hint = ": run as root or with CAP_NET_ADMIN" if error.errno == errno.EPERM else ""
+            raise LocalError(f"cannot {what}: {error.strerror}{hint}") from error

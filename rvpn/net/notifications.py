@@ -5,35 +5,27 @@ A notification is an nlmsghdr, a fixed part and attributes, in host byte order (
 linux/rtnetlink.h). `NetworkState` remembers what each link and address was last said to be: a lease that is
 renewed, an address that is still being checked for duplicates or new statistics of a link change nothing.
 It decodes no more than it needs, for a routing daemon that moves its table must not hold up packets:
-6 us a message, where pyroute2 takes 30 to 300.
+6 us a message.
 
 IPv4 routes that vanish with a link or an address do so without a notification of their own. So whatever
 happens to those counts as a change of routes too.
 """
 
-import struct
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, unique
 
 from rvpn.net.netlink import Link
+from rvpn.net.rtnetlink import ADDRESS, ATTRIBUTE, HEADER, LINK, ROUTE, Kind, aligned, text
 
-
-@unique
-class _Kind(IntEnum):
-    NEW_LINK, DELETED_LINK = 16, 17
-    NEW_ADDRESS, DELETED_ADDRESS = 20, 21
-    NEW_ROUTE, DELETED_ROUTE = 24, 25
-
-
-_HEADER = struct.Struct("=IHHII")  # length, kind, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # length, kind
-_LINK = struct.Struct("=BxHiII")  # family, hardware, index, flags, mask
-_ADDRESS = struct.Struct("=BBBBI")  # family, length, flags, scope, index
-_ROUTE = struct.Struct("=8BI")
-_LAYOUT = {kind: (_LINK, _ADDRESS, _ROUTE)[(kind - _Kind.NEW_LINK) // 4] for kind in _Kind}
-
+_LAYOUT = {
+    Kind.NEW_LINK: LINK,
+    Kind.DELETE_LINK: LINK,
+    Kind.NEW_ADDRESS: ADDRESS,
+    Kind.DELETE_ADDRESS: ADDRESS,
+    Kind.NEW_ROUTE: ROUTE,
+    Kind.DELETE_ROUTE: ROUTE,
+}
 _IFLA_IFNAME = 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
@@ -76,10 +68,10 @@ class NetworkState:
         for kind, body in _messages(data):
             layout = _LAYOUT[kind]
             fixed, attributes = layout.unpack_from(body), body[layout.size :]
-            new = kind in (_Kind.NEW_LINK, _Kind.NEW_ADDRESS, _Kind.NEW_ROUTE)
-            if layout is _LINK:
+            new = kind in (Kind.NEW_LINK, Kind.NEW_ADDRESS, Kind.NEW_ROUTE)
+            if layout is LINK:
                 self._read_link(new, fixed, attributes, changes)
-            elif layout is _ADDRESS:
+            elif layout is ADDRESS:
                 self._read_address(new, fixed, attributes, changes)
             else:
                 self._read_route(attributes, changes)
@@ -89,7 +81,7 @@ class NetworkState:
         # Of another family it is about something else: a bridge that lost a port, say.
         if family or index in self._without:
             return
-        name = _find(attributes, _IFLA_IFNAME).rstrip(b"\0").decode(errors="surrogateescape")
+        name = text(_find(attributes, _IFLA_IFNAME))
         link = Link.of(name, flags)
         known = self._links.get(index)
         if new and link == known:
@@ -122,32 +114,28 @@ class NetworkState:
             changes.routes |= _number(attributes, _RTA_TABLE) not in self._tables
 
 
-def _messages(data: bytes) -> Iterator[tuple[_Kind, bytes]]:
+def _messages(data: bytes) -> Iterator[tuple[Kind, bytes]]:
     """Yield the notifications that we read, without their headers."""
     start = 0
-    while start + _HEADER.size <= len(data):
-        length, number, _, _, _ = _HEADER.unpack_from(data, start)
-        body = data[start + _HEADER.size : start + length]
+    while start + HEADER.size <= len(data):
+        length, number, _, _, _ = HEADER.unpack_from(data, start)
+        body = data[start + HEADER.size : start + length]
         if number in _LAYOUT and len(body) >= _LAYOUT[number].size:
-            yield _Kind(number), body
-        start += max(_aligned(length), _HEADER.size)
+            yield Kind(number), body
+        start += max(aligned(length), HEADER.size)
 
 
 def _find(attributes: bytes, wanted: int) -> bytes:
     """Return the first attribute of that kind; nothing if there is none."""
     start = 0
-    while start + _ATTRIBUTE.size <= len(attributes):
-        length, kind = _ATTRIBUTE.unpack_from(attributes, start)
+    while start + ATTRIBUTE.size <= len(attributes):
+        length, kind = ATTRIBUTE.unpack_from(attributes, start)
         if kind == wanted:
-            return attributes[start + _ATTRIBUTE.size : start + length]
-        start += max(_aligned(length), _ATTRIBUTE.size)
+            return attributes[start + ATTRIBUTE.size : start + length]
+        start += max(aligned(length), ATTRIBUTE.size)
     return b""
 
 
 def _number(attributes: bytes, wanted: int) -> int:
     """Return an attribute that is a number; 0, which is no device and no table, if it is missing."""
     return int.from_bytes(_find(attributes, wanted), sys.byteorder)
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3

@@ -9,6 +9,8 @@ import sys
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
 from rvpn.constants import Role
 from rvpn.errors import LocalError
 from rvpn.interfaces import Endpoint, IPAddress
@@ -46,14 +48,13 @@ Snapshot = dict[str, object]
 def snapshot() -> Snapshot:
     """Return rules, routes, addresses, links and network parameters of the namespace we are in."""
     found: Snapshot = {}
-    netlink = Netlink()
-    kernel = netlink._kernel
-    for message in (*kernel.get_rules(), *kernel.get_routes(), *kernel.get_addr(), *kernel.get_links()):
+    with IPRoute() as kernel:
+        messages = (*kernel.get_rules(), *kernel.get_routes(), *kernel.get_addr(), *kernel.get_links())
+    for message in messages:
         attributes = dict(message["attrs"])
         for volatile in "RTA_CACHEINFO", "IFA_CACHEINFO", "IFLA_STATS", "IFLA_STATS64", "IFLA_AF_SPEC":
             attributes.pop(volatile, None)
         found[f"{message['event']} {attributes}"] = message.get("flags")
-    netlink.close()
     for version in "ipv4", "ipv6":
         for file in (Path("/proc/sys/net") / version / "conf").rglob("*"):
             try:
@@ -348,11 +349,8 @@ class ClientRoutingTests(HostTestCase):
         """Routes that a reload leaves out go, those that it adds come, and the rest stays."""
         self.route("10.9.0.0/16", "10.11.0.0/16")
         self.route("10.11.0.0/16", "10.13.0.0/16")
-        tables = [
-            route
-            for route in self.netlink._kernel.get_routes(table=29300)
-            if route["family"] == socket.AF_INET
-        ]
+        with IPRoute() as kernel:
+            tables = list(kernel.get_routes(table=29300, family=socket.AF_INET))
         found = sorted(
             (route.get("dst"), route["type"])
             for route in tables
