@@ -50,7 +50,7 @@ METRICS = (
     Metric("udp1300_pps", "UDP of 1300 bytes, packets/s", True),
     Metric("ping_ms.p50", "ping each 10 ms, p50, ms", False, 3),
     Metric("ping_ms.p99", "ping each 10 ms, p99, ms", False, 3),
-    Metric("ping_added_us", "of it added by the tunnel, p50, us", False),
+    Metric("ping_added_us", "added to a ping each 10 ms, p50, us", False),
     Metric("ping_flood_added_us", "added to a flood ping, p50, us", False),
     Metric("cpu_s_per_gb", "CPU, both ends, TCP up, s/GB", False, 2),
     Metric("rss_mb", "memory of the gateway, MB", False, 1),

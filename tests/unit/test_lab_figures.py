@@ -129,6 +129,17 @@ class PictureTests(SynchronousTestCase):
         self.assertNotIn("no tunnel", words)
 
 
+class PageTests(SynchronousTestCase):
+    """The figures that docs/benchmarks.md shows."""
+
+    def test_files(self) -> None:
+        """Table and chart in docs/benchmarks are what the figures beside them make."""
+        directory = PAGE.parent / "benchmarks"
+        result = json.loads((directory / bench_command.JSON_FILE).read_text())
+        self.assertEqual((directory / bench_command.TABLE_FILE).read_text(), table(result))
+        self.assertEqual((directory / bench_command.CHART_FILE).read_text(), chart(result))
+
+
 class CommandTests(SynchronousTestCase):
     """The command line."""
 
