@@ -37,12 +37,12 @@ from rvpn.interfaces import Action, DatagramBatch, Endpoint, IPAddress, PacketBa
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import LOAD_RATE
 from rvpn.keyexchange.cookies import MAX_SPENT
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.noise import public_key
 from rvpn.lab import requirements, services
 from rvpn.lab.lab import Lab
 from rvpn.lab.report import say, table
 from rvpn.lab.topology import Topology
-from rvpn.node import Credentials
 from rvpn.policy import Policy
 
 CLIENTS = 128

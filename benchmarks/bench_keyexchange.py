@@ -15,12 +15,12 @@ from time import perf_counter, process_time
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism, Role, TransformID
 from rvpn.errors import CookieRequired
-from rvpn.interfaces import Endpoint, Parameters, Path, PeerIdentity
+from rvpn.interfaces import Endpoint, Initiation, Parameters, Path, PeerIdentity
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import binding, derive
-from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, public_key, tai64n
+from rvpn.keyexchange.noise import NoiseAcceptor, NoiseInitiator, public_key, tai64n
 
 EXCHANGES = 2000
 CLIENT, GATEWAY = random.randbytes(32), random.randbytes(32)

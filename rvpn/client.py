@@ -41,23 +41,25 @@ from rvpn.interfaces import (
     DatagramBatch,
     Endpoint,
     Event,
+    Initiation,
     IPAddress,
     PacketBatch,
     Parameters,
     Path,
     RandomSource,
+    SecurityContext,
     Send,
 )
 from rvpn.ipfilter import dummy
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.freshness import Freshness
 from rvpn.keyexchange.initiator import InitiatorExchange
-from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
+from rvpn.keyexchange.noise import tai64n
 from rvpn.kms import KeyManagementService
 from rvpn.memo import Memo
-from rvpn.node import EXPIRED, LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement, ended
+from rvpn.node import EXPIRED, LITERAL_SIZE, TunnelEnd, acknowledgement, ended
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
@@ -91,14 +93,14 @@ class Client(TunnelEnd):
         link_mtu: int = LINK_MTU,
         generation: int = 0,
     ) -> None:
-        super().__init__(credentials, random, link_mtu)
+        super().__init__(credentials, random, clock, link_mtu)
         self._inner_addresses = tuple(inner_addresses)
         self._packed_addresses = frozenset(address.packed for address in inner_addresses)
-        self.time_of_day = clock
         self.generation = generation
         self.kms = KeyManagementService(self, random)
         self._initiations = Initiations(self, self.agenda)
-        self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
+        contexts = {mechanism: partial(self._accept_by, mechanism) for mechanism in credentials.mechanisms}
+        self._acceptor = Acceptor(contexts, self.agenda, random, now)
         self._freshness = Freshness()
         self._calls: dict[SAPair, Established] = {}
         self._literal: dict[bytes, tuple[Session, int]] = {}
@@ -121,28 +123,35 @@ class Client(TunnelEnd):
         clusters = [ClusterInUse(cluster, self.kms.order(name)) for name, cluster in named.items()]
         self.failover.read(policy, clusters, now)
 
-    def reload(self, policy: Policy, now: float) -> list[Action]:
+    def reload(self, policy: Policy, now: float, credentials: Credentials | None = None) -> list[Action]:
         """
         Go on with a policy just read again; sessions with gateways that it still names live on.
 
         The gateway in use stays while its cluster's members are unchanged (R1). An exchange with one whose
         key has changed begins anew.
         """
-        keys_before = self._policy.peers
+        before = self._policy
+        self._credentials = credentials or self._credentials
         self._read(policy, now)
         gateways = self._gateways()
         actions: list[Action] = []
         for peer in self._initiations.peers - gateways:
             actions += self._initiations.give_up(peer, "the policy no longer names it", now)
-        actions += self._withdraw(
-            lambda s: s.gateway in gateways and policy.peers.get(s.gateway) == s.peer, now
-        )
+        actions += self._withdraw(now)
         for gateway in gateways:
-            if gateway in self._initiations and policy.peers.get(gateway) != keys_before.get(gateway):
+            if gateway in self._initiations and policy.peer(gateway) != before.peer(gateway):
                 self._initiations.forget(gateway)
                 actions += self.authenticate(gateway, now)
         self._freshness.keep(set(policy.peers.values()))
         return actions + self.failover.resume(now)
+
+    def certify(self, credentials: Credentials, now: float) -> list[Action]:
+        """See `TunnelEnd`."""
+        return super().certify(credentials, now) + self.failover.resume(now)
+
+    def grants(self, session: Session) -> bool:
+        """See `TunnelEnd`."""
+        return session.gateway in self._gateways() and self._policy.peer(session.gateway) == session.peer
 
     # --- packets --------------------------------------------------------------------------------------------
 
@@ -256,7 +265,7 @@ class Client(TunnelEnd):
         if gateway in self._initiations:
             return []
         self._drop_calls(gateway)
-        peer = self._policy.peers.get(gateway)
+        peer = self._policy.peer(gateway)
         if peer is None:
             return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
         parameters = Parameters(
@@ -267,20 +276,13 @@ class Client(TunnelEnd):
             literal_heartbeats=self._policy.literal_heartbeats,
         )
 
-        def new_context(cookie: bytes) -> NoiseInitiator:
-            return NoiseInitiator(
-                private_key=self._credentials.private_key,
-                peer=peer,
-                ephemeral=self._random.randbytes(32),
-                preshared_key=self._credentials.preshared_key,
-                prologue=binding(Mechanism.NOISE, Role.CLIENT, cookie),
-                timestamp=tai64n(self.time_of_day()),
-                parameters=parameters,
+        def new_context(cookie: bytes) -> SecurityContext:
+            return self._credentials.initiator(
+                peer, Role.CLIENT, cookie, parameters, self._random, self.time_of_day()
             )
 
-        exchange = InitiatorExchange(
-            self._random.randbytes(8), Mechanism.NOISE, new_context, now, self._policy.exchange_time
-        )
+        exchange_id, lifetime = self._random.randbytes(8), self._policy.exchange_time
+        exchange = InitiatorExchange(exchange_id, peer.mechanism, new_context, now, lifetime)
         try:
             return self._initiations.begin(gateway, exchange, Path(Endpoint(gateway, self._policy.port)), now)
         except LocalError as error:
@@ -383,20 +385,26 @@ class Client(TunnelEnd):
             self._accept(reply.established, now)
         return actions
 
-    def _accepting_context(self, request: AcceptRequest) -> NoiseAcceptor:
-        return NoiseAcceptor(
-            private_key=self._credentials.private_key,
-            ephemeral=self._random.randbytes(32),
-            preshared_key=self._credentials.preshared_key,
-            prologue=binding(Mechanism.NOISE, Role.GATEWAY, request.cookie),
-            authorize=partial(self._authorize, request),
+    def _accept_by(self, mechanism: Mechanism, request: AcceptRequest) -> SecurityContext:
+        peer = self._policy.peer(request.path.remote.address)
+        if peer is None or peer.mechanism is not mechanism:
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not the mechanism of that gateway")
+        return self._credentials.acceptor(
+            mechanism,
+            peer,
+            Role.GATEWAY,
+            request.cookie,
+            partial(self._authorize, request),
+            self._random,
+            self.time_of_day(),
         )
 
     def _authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
         """Decide about a gateway that calls: it must have the key that the policy has for its address."""
-        if self._policy.peers.get(request.path.remote.address) != initiation.identity:
+        if self._policy.peer(request.path.remote.address) != initiation.identity:
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not the key of that gateway")
-        self._freshness.check(initiation.identity, initiation.timestamp or b"", request.cookie)
+        if initiation.timestamp is not None:
+            self._freshness.check(initiation.identity, initiation.timestamp, request.cookie)
         offer = initiation.parameters
         transforms = [transform for transform in offer.transforms if transform in self._policy.transforms]
         refusal = ""

@@ -93,6 +93,8 @@ HARD_LIFETIME_FACTOR = 1.5
 REKEY_JITTER = 0.9
 #: Seconds after which an SA's packet count is looked at again.
 REKEY_WATCH_INTERVAL = 60.0
+#: Seconds after which it is looked again whether a peer's certificate has expired: clocks are set.
+CERTIFICATE_WATCH_INTERVAL = 3600.0
 #: How often a claim, close or status is sent in all, and the seconds between (DESIGN 6).
 CONTROL_REPEATS, CONTROL_INTERVAL = 4, 0.1
 #: Packets that wait for one cluster's session, the oldest dropped first (R2).

@@ -67,6 +67,10 @@ class RemoteError(RvpnError):
         self.detail = detail
 
 
+class ContextFailed(RemoteError):
+    """A token after which its security context is of no further use, so that the exchange is over."""
+
+
 class SAExhausted(RvpnError):
     """An outbound SA reached its hard packet limit; its IV counter must never wrap (RFC 4106 section 3.1)."""
 

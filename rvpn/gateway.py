@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from rvpn.calls import Calls
+from rvpn.clients import Clients
 from rvpn.constants import (
     LINK_MTU,
     LITERAL_IN_ALL,
@@ -32,23 +33,22 @@ from rvpn.interfaces import (
     Endpoint,
     Event,
     Fields,
+    Initiation,
     IPAddress,
     Parameters,
     Path,
-    PeerIdentity,
     RandomSource,
     SecurityContext,
     Send,
 )
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.freshness import Freshness
 from rvpn.keyexchange.initiator import InitiatorExchange
-from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, tai64n
 from rvpn.lost_keys import NOTICE_SIZE, LostKeys
 from rvpn.memo import Memo
-from rvpn.node import LITERAL_SIZE, Credentials, TunnelEnd, acknowledgement
+from rvpn.node import LITERAL_SIZE, TunnelEnd, acknowledgement
 from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
 from rvpn.presence import Presence
@@ -81,15 +81,15 @@ class Gateway(TunnelEnd):
         lost_keys: LostKeys,
         link_mtu: int = LINK_MTU,
     ) -> None:
-        super().__init__(credentials, random, link_mtu)
-        self._clock = clock
+        super().__init__(credentials, random, clock, link_mtu)
+        self._clients = Clients()
         self._lost_keys = lost_keys
         self._notices = Rate(NOTICES_PER_SECOND)
         self._freshness = Freshness()
         self._unconfirmed: dict[SAPair, Established] = {}
-        self._acceptor = Acceptor({Mechanism.NOISE: self._accepting_context}, self.agenda, random, now)
+        contexts = {mechanism: partial(self._accept_by, mechanism) for mechanism in credentials.mechanisms}
+        self._acceptor = Acceptor(contexts, self.agenda, random, now)
         self._calls = Calls(self, self.agenda)
-        self._last_sessions: dict[PeerIdentity, Session] = {}
         self._roaming = Roaming(self.cache, self.agenda, random)
         self._literal_rate = Rate(LITERAL_IN_ALL)
         self.fitness = Status.OK
@@ -108,33 +108,37 @@ class Gateway(TunnelEnd):
 
     def _read(self, policy: Policy) -> None:
         self._policy = policy
-        self._clients: dict[PeerIdentity, Client] = {client.identity: client for client in policy.clients}
-        self._client_of = {address.packed: c for c in policy.clients for address in c.inner_addresses}
+        self._clients.read(policy)
         self._on_lan = Memo(self._is_on_lan, _REMEMBERED_TARGETS)
         self._calls.read(policy)
 
-    def reload(self, policy: Policy, now: float) -> list[Action]:
+    def reload(self, policy: Policy, now: float, credentials: Credentials | None = None) -> list[Action]:
         """Go on with a policy just read again; sessions of clients that it grants the same live on."""
-        before = self._clients
+        before = list(self._clients)
         self._read(policy)
-        actions: list[Action] = []
-        for client in before.values():
-            if not self._grants(client.identity, client.inner_addresses):
-                actions += self._calls.give_up(client.identity, now)
-        actions += self._withdraw(lambda s: self._grants(s.peer, s.inner_addresses), now)
-        self._freshness.keep(self._clients)
         self.presence.response_time = policy.heartbeat_response_time or RESPONSE_UNMEASURED
-        for gone in self.presence.newest.keys() - self._clients.keys():
-            del self.presence.newest[gone]
-        for peer in self._last_sessions.keys() - self._clients.keys():
-            del self._last_sessions[peer]
-        for gone in self.presence.newest.keys() - self._clients.keys():
+        return self._go_on_without(before, credentials or self._credentials, now)
+
+    def certify(self, credentials: Credentials, now: float) -> list[Action]:
+        """See `TunnelEnd`."""
+        return self._go_on_without(list(self._clients), credentials, now)
+
+    def _go_on_without(self, before: Iterable[Client], credentials: Credentials, now: float) -> list[Action]:
+        """End what is no longer granted of what was `before`, calls under way too, and keep nothing of it."""
+        actions = super().certify(credentials, now)
+        self._clients.forget(self._objection)
+        for client in before:
+            if not self._clients.has(client):
+                actions += self._calls.give_up(client.identity, now)
+        known = {client.identity for client in self._clients}
+        self._freshness.keep(known)
+        for gone in self.presence.newest.keys() - known:
             del self.presence.newest[gone]
         return actions
 
-    def _grants(self, peer: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> bool:
-        client = self._clients.get(peer)
-        return client is not None and set(inner_addresses) <= set(client.inner_addresses)
+    def grants(self, session: Session) -> bool:
+        """See `TunnelEnd`."""
+        return self._clients.grants(session.peer, session.inner_addresses)
 
     # --- packets --------------------------------------------------------------------------------------------
 
@@ -208,23 +212,22 @@ class Gateway(TunnelEnd):
             message, fields = message + " ({more} more before it)", {**fields, "more": more}
         return [Event(message, fields)]
 
-    def _accepting_context(self, request: AcceptRequest) -> NoiseAcceptor:
-        return NoiseAcceptor(
-            private_key=self._credentials.private_key,
-            ephemeral=self._random.randbytes(32),
-            preshared_key=self._credentials.preshared_key,
-            prologue=binding(Mechanism.NOISE, Role.CLIENT, request.cookie),
-            authorize=partial(self._authorize, request),
+    def _accept_by(self, mechanism: Mechanism, request: AcceptRequest) -> SecurityContext:
+        return self._credentials.acceptor(
+            mechanism,
+            None,
+            Role.CLIENT,
+            request.cookie,
+            partial(self._authorize, request),
+            self._random,
+            self.time_of_day(),
         )
 
     def _authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
         """Decide about an authenticated first message, and answer it."""
-        client = self._clients.get(initiation.identity)
-        if client is None:
-            raise RemoteError(
-                DropReason.AUTHENTICATION_FAILED, f"no client has the key {initiation.identity.name}"
-            )
-        self._freshness.check(client.identity, initiation.timestamp or b"", request.cookie)
+        client = self._clients.of(initiation)
+        if initiation.timestamp is not None:
+            self._freshness.check(client.identity, initiation.timestamp, request.cookie)
         return self._answer(client, initiation.parameters)
 
     def _answer(self, client: Client, offer: Parameters) -> Parameters:
@@ -233,7 +236,9 @@ class Gateway(TunnelEnd):
         if not transforms:
             refusal = "no transform in common"
         elif not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
-            refusal = "the policy grants this client other inner addresses"
+            refusal = "it is granted other inner addresses"
+        elif self._taken(client, offer.inner_addresses):
+            refusal = "another client has one of these inner addresses"
         elif offer.literal_heartbeats != self._policy.literal_heartbeats:
             refusal = "HeartbeatAuthentication differs"
         elif self._draining and self.cache.get(client.identity) is None:
@@ -247,6 +252,13 @@ class Gateway(TunnelEnd):
             refusal=refusal,
             **self._about_us(spi),
         )
+
+    def _taken(self, client: Client, inner_addresses: Iterable[IPAddress]) -> bool:
+        """Tell whether an address is granted to, or in use by, another client (DESIGN 4)."""
+        live = (self.cache.by_inner.get(address.packed) for address in inner_addresses)
+        if any(session is not None and session.peer != client.identity for session in live):
+            return True
+        return not self._clients.grants(client.identity, inner_addresses)
 
     def _about_us(self, spi: int) -> dict[str, Any]:
         """Return what this gateway tells of itself in every exchange."""
@@ -274,12 +286,10 @@ class Gateway(TunnelEnd):
     # --- key exchange: this gateway calls (R12) -------------------------------------------------------------
 
     def _call(self, packet: memoryview, destination: bytes, now: float) -> Sequence[Action]:
-        client = self._client_of.get(destination)
+        client = self._clients.at(destination)
         if client is None or self._draining:
             return self.unreachable_client(packet)
-        last = self._last_sessions.get(client.identity)
-        endpoint = client.endpoint or (last.path.remote if last is not None else None)
-        return self._calls.call(client, endpoint, packet, now)
+        return self._calls.call(client, self._clients.endpoint(client), packet, now)
 
     def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
         """See `rvpn.calls.Caller`."""
@@ -296,19 +306,13 @@ class Gateway(TunnelEnd):
             **self._about_us(spi),
         )
 
-        def new_context(cookie: bytes) -> NoiseInitiator:
-            return NoiseInitiator(
-                private_key=self._credentials.private_key,
-                peer=client.identity,
-                ephemeral=self._random.randbytes(32),
-                preshared_key=self._credentials.preshared_key,
-                prologue=binding(Mechanism.NOISE, Role.GATEWAY, cookie),
-                timestamp=tai64n(self._clock()),
-                parameters=parameters,
+        def new_context(cookie: bytes) -> SecurityContext:
+            return self._credentials.initiator(
+                client.identity, Role.GATEWAY, cookie, parameters, self._random, self.time_of_day()
             )
 
-        exchange_id = self._random.randbytes(8)
-        return InitiatorExchange(exchange_id, Mechanism.NOISE, new_context, now, self._policy.exchange_time)
+        exchange_id, lifetime = self._random.randbytes(8), self._policy.exchange_time
+        return InitiatorExchange(exchange_id, client.identity.mechanism, new_context, now, lifetime)
 
     def open_called(self, context: SecurityContext, path: Path, now: float) -> SAPair:
         """See `rvpn.calls.Caller`."""
@@ -346,7 +350,7 @@ class Gateway(TunnelEnd):
         if session.sending is not pair:
             return []  # newer keys were confirmed first
         self._established += 1
-        self._last_sessions[session.peer] = session
+        self._clients.came(session)
         actions: list[Action] = []
         if len(session.pairs) == 1:
             fields: Fields = {

@@ -7,13 +7,15 @@ Nothing here does anything; a module that needs one of these needs no other rvpn
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 from rvpn.constants import Mechanism, TransformID
 from rvpn.errors import DropReason
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 #: What a line in the log tells, by name; never secret.
 Fields = dict[str, str | int | float | bool]
 
@@ -154,10 +156,34 @@ Action = Send | Deliver | Event | Announce | Withdraw | Probe
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
-    """Who authenticated: for `noise` the base64 text of the static public key."""
+    """
+    Who authenticated: for `noise` the base64 text of the static public key.
+
+    For `tls` a gateway is the address or DNS name that the policy expects in its certificate, a client the
+    name in its certificate and that of its authority.
+    """
 
     mechanism: Mechanism
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authentication:
+    """
+    How a peer authenticated: what `rvpn status` shows, and what it takes to think again about a certificate.
+
+    `subject` and `issuer` are the names in the certificate, `serial` is its number, `authority` the SHA-256
+    fingerprint of its issuer's certificate. It ends at `expires_at`, in seconds since 1970.
+    """
+
+    mechanism: Mechanism
+    group: str
+    cipher: str
+    subject: str = ""
+    issuer: str = ""
+    serial: int = 0
+    authority: bytes = field(default=b"", repr=False)
+    expires_at: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +211,21 @@ class Parameters:
     literal_heartbeats: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Initiation:
+    """
+    What an initiator said and who it is.
+
+    `timestamp` is None where the mechanism has none. `inner_addresses` are those that a client's certificate
+    gives it, None where it is for the policy to say.
+    """
+
+    identity: PeerIdentity
+    timestamp: bytes | None
+    parameters: Parameters
+    inner_addresses: tuple[IPAddress, ...] | None = None
+
+
 class SecurityContext(Protocol):
     """
     One end of an authentication, after RFC 2743's init_sec_context and accept_sec_context.
@@ -201,6 +242,10 @@ class SecurityContext(Protocol):
         """Who the other end is."""
 
     @property
+    def authentication(self) -> Authentication:
+        """How the other end authenticated."""
+
+    @property
     def peer_parameters(self) -> Parameters:
         """What the other end said."""
 
@@ -214,8 +259,8 @@ class SecurityContext(Protocol):
 
         Raises `RemoteError` (AUTHENTICATION_FAILED or MALFORMED_KEY_EXCHANGE) on any token that does not
         belong here, and `CookieRequired` on a first token that may be a recording. A mechanism whose tokens
-        travel without a cookie is left by a forged one as it was; of any other the context is of no further
-        use then.
+        travel without a cookie is left by a forged one as it was; any other raises `ContextFailed`, and its
+        context is of no further use then.
         """
 
     def export(self, label: bytes, length: int) -> bytes:

@@ -55,16 +55,24 @@ def load(path: str) -> bytes:
 
     Raises `LocalError` with path, what was found, what was expected and what to do; never quotes the content.
     """
+    return _decode(path, read(path, LONGEST_FILE, f"rvpn keygen {path}"))
+
+
+def read(path: str, longest: int, maker: str) -> bytes:
+    """
+    Return what is in a file that nobody else may read: at most `longest` bytes, one more if there are more.
+
+    Raises `LocalError` as `load` does; `maker` is the command that makes such a file.
+    """
     try:
         # Non-blocking, so that a FIFO is refused below instead of waited for.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             _refuse_exposed(path, os.fstat(file.fileno()))
-            text = file.read(LONGEST_FILE + 1)
+            return file.read(longest + 1)
     except FileNotFoundError:
-        raise LocalError(f"{path}: no such key file; make one with: rvpn keygen {path}") from None
+        raise LocalError(f"{path}: no such key file; make one with: {maker}") from None
     except OSError as error:
         raise LocalError(f"{path}: cannot read this key file: {error.strerror}") from None
-    return _decode(path, text)
 
 
 def _write(path: str, secret: bytes) -> None:

@@ -10,6 +10,7 @@ What a client and a gateway have in common: the life of a session, from its keys
 come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.client` and `rvpn.gateway`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +19,20 @@ from typing import Any
 from rvpn import session_control
 from rvpn.agenda import Agenda, Appointment
 from rvpn.constants import (
+    CERTIFICATE_WATCH_INTERVAL,
     CONFIRMATION_TIME,
     CONTROL_INTERVAL,
     CONTROL_REPEATS,
     HARD_LIFETIME_FACTOR,
     OLD_SA_LINGER,
     PATH_MTU_LIFETIME,
+    Mechanism,
     TransformID,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
 from rvpn.interfaces import (
     Action,
+    Authentication,
     DatagramBatch,
     Deliver,
     Endpoint,
@@ -40,6 +44,7 @@ from rvpn.interfaces import (
     Send,
 )
 from rvpn.ipfilter import IPFilter
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.packet import addresses, inspect, too_big, unreachable
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session, SessionCache
@@ -58,27 +63,21 @@ EXPIRED = "its keys expired"
 Answer = Callable[[SAPair, ControlPacket, Path, float], list[Action]]
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """
-    What a node authenticates with: its static key pair, and the preshared key (32 bytes, zero if there is
-    none).
-    """
-
-    private_key: bytes = field(repr=False)
-    preshared_key: bytes = field(default=bytes(32), repr=False)
-
-
 class TunnelEnd(ABC):
     """See the module."""
 
-    def __init__(self, credentials: Credentials, random: RandomSource, link_mtu: int) -> None:
-        """`link_mtu` is the MTU of the outside link, the first of each path."""
+    def __init__(
+        self, credentials: Credentials, random: RandomSource, clock: Callable[[], float], link_mtu: int
+    ) -> None:
+        """
+        `clock` gives the time of day, `link_mtu` is the MTU of the outside link, the first of each path.
+        """
         self.agenda = Agenda()
         self.cache = SessionCache(random)
         self.filter = IPFilter(self.cache, self)
         self._credentials = credentials
         self._random = random
+        self.time_of_day = clock
         self._link_mtu = link_mtu
         self._sayings: dict[tuple[Session, Kind], _Saying] = {}
         self._answers: dict[Kind, Answer] = {
@@ -92,6 +91,10 @@ class TunnelEnd(ABC):
     @abstractmethod
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
         """See `rvpn.ipfilter.Gatekeeper`."""
+
+    @abstractmethod
+    def grants(self, session: Session) -> bool:
+        """Tell whether the policy has the peer of `session`, and all its addresses."""
 
     @abstractmethod
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
@@ -211,7 +214,10 @@ class TunnelEnd(ABC):
         self._close_at(pair, _hard_limit(pair))
         for superseded in self.cache.confirm(pair):
             self._linger(superseded, now)
-        return self._confirmed(pair, now)
+        actions = self._confirmed(pair, now)
+        if pair.authentication.expires_at < math.inf:
+            actions += self._watch_certificate(pair, now)
+        return actions
 
     def _close_at(self, pair: SAPair, when: float) -> None:
         """Close `pair` at `when`, whatever was arranged before."""
@@ -239,6 +245,22 @@ class TunnelEnd(ABC):
         self._retire(session, now)
         return [ended(session, EXPIRED), *self._lost(session, EXPIRED, now)]
 
+    def _watch_certificate(self, pair: SAPair, now: float) -> list[Action]:
+        """
+        End the session when the peer's certificate expires.
+
+        That is a time of day, and clocks are set: so look again from time to time.
+        """
+        session = pair.session
+        if session is None or session.sending is not pair:
+            return []
+        left = pair.authentication.expires_at - self.time_of_day()
+        if left <= 0:
+            return self.fail(session, "its certificate has expired", now)
+        then = now + min(left, CERTIFICATE_WATCH_INTERVAL)
+        self.agenda.at(then, lambda later: self._watch_certificate(pair, later))
+        return []
+
     def fail(self, session: Session, reason: str, now: float) -> list[Action]:
         """End a session that is of no more use, and let the role look for another (R8)."""
         actions = self.end(session, reason, now)
@@ -252,20 +274,34 @@ class TunnelEnd(ABC):
         self._retire(session, now)
         return actions
 
-    def _withdraw(self, grants: Callable[[Session], bool], now: float) -> list[Action]:
+    def certify(self, credentials: Credentials, now: float) -> list[Action]:
+        """Go on with certificates and revocation lists just read again."""
+        self._credentials = credentials
+        return self._withdraw(now)
+
+    def _withdraw(self, now: float) -> list[Action]:
         """
-        End what a policy just read no longer grants: sessions, keys nobody confirmed yet, and old keys.
+        End what files just read no longer grant: sessions, keys nobody confirmed yet, and old keys.
 
         Nothing passes under them from now on: a peer that is told of the end need not heed it.
         """
         actions: list[Action] = []
         for session in self.cache:
-            if not grants(session):
-                actions += self.fail(session, "the policy no longer has it", now)
+            if reason := self._objection(session):
+                actions += self.fail(session, reason, now)
         for pair in list(self.cache.by_spi.values()):
-            if pair.session is not None and not grants(pair.session):
+            if pair.session is not None and self._objection(pair.session):
                 actions += self._close_pair(pair, now)
         return actions
+
+    def _objection(self, session: Session) -> str:
+        """Return why `session` must end, by the policy or by what it says of the peer's certificate."""
+        if not self.grants(session):
+            return "the policy no longer has it"
+        told, certificates = session.authentication, self._credentials.certificates
+        if told is None or told.mechanism is not Mechanism.TLS or certificates is None:
+            return ""
+        return certificates.objection(told, session.inner_addresses)
 
     def _retire(self, session: Session, now: float) -> None:
         """Take a session out of the cache; its pairs stay open a while for what is still under way."""
@@ -396,9 +432,10 @@ class TunnelEnd(ABC):
 
     def session_status(self, session: Session, now: float) -> dict[str, Any]:
         """Return what `rvpn status --json` shows of one session."""
-        pair = session.sending
+        pair, told = session.sending, session.authentication
         return {
             "peer": session.peer.name,
+            "authentication": _authentication_status(told) if told is not None else None,
             "endpoint": str(session.path.remote),
             "transform": TRANSFORM_NAMES[pair.outbound.transform] if pair else None,
             "inner_addresses": [str(address) for address in session.inner_addresses],
@@ -417,6 +454,15 @@ class TunnelEnd(ABC):
             reason.value: count
             for reason, count in sorted(self.filter.drops.items(), key=lambda i: i[0].value)
         }
+
+
+def _authentication_status(told: Authentication) -> dict[str, Any]:
+    """Return what `rvpn status --json` shows of how a peer authenticated; times in seconds since 1970."""
+    shown = {"mechanism": told.mechanism.name.lower(), "group": told.group, "cipher": told.cipher}
+    if told.mechanism is not Mechanism.TLS:
+        return shown
+    certificate = {"certificate": told.subject, "authority": told.issuer, "serial": f"{told.serial:x}"}
+    return {**shown, **certificate, "expires": told.expires_at}
 
 
 @dataclass(slots=True)

@@ -21,7 +21,15 @@ from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
 from rvpn.esp.sa import InboundSA, OutboundSA
 from rvpn.heartbeat import FailureDetector, RoundTrip
-from rvpn.interfaces import Endpoint, IPAddress, Path, PeerIdentity, RandomSource, SecurityContext
+from rvpn.interfaces import (
+    Authentication,
+    Endpoint,
+    IPAddress,
+    Path,
+    PeerIdentity,
+    RandomSource,
+    SecurityContext,
+)
 from rvpn.keyexchange.keys import derive
 from rvpn.rate import Rate
 from rvpn.session_control import ControlChannel, Status
@@ -37,10 +45,11 @@ class SAPair:
     `initiator` tells which end of the exchange this node was, `path` where the peer was during it.
     `confirmed` is set once a packet opened under it proves that the peer has the keys. `closing` is the one
     appointment at which it closes, however often that is arranged anew; at `renewal` a client looks at its
-    age.
+    age. `authentication` is how the peer proved who it is.
     """
 
     __slots__ = (
+        "authentication",
         "closing",
         "confirmed",
         "control",
@@ -77,6 +86,7 @@ class SAPair:
         self.inbound = InboundSA(mine.spi, transform, receiving.esp_key, receiving.salt)
         self.outbound = OutboundSA(peer_spi, transform, sending.esp_key, sending.salt)
         self.control = ControlChannel(peer_spi, sending.control_key, receiving.control_key)
+        self.authentication = context.authentication
         self.initiator = initiator
         self.path = path
         self.lifetime = answer.lifetime
@@ -95,6 +105,7 @@ class Session:
     `key` identifies it in the cache, `name` in logs. `inner_addresses` are the client's (`packed_addresses`:
     as bytes). `sending` is the pair in use for what goes out. Counters count inner packets and their bytes.
     `received_at` is when the peer last gave a sign of life, `packets_out_then` how many it had been sent.
+    `authentication` is that of its newest keys in use.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class Session:
         self.path = path
         self.seen_path: Path | None = None
         self.use_addresses(inner_addresses)
+        self.authentication: Authentication | None = None
         self.pairs: list[SAPair] = []
         self.sending: SAPair | None = None
         self.opened_at = self.received_at = now
@@ -188,6 +200,7 @@ class SessionCache:
         if pair.inbound.spi in self.by_spi:
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, "the SPI is taken")
         pair.session = session
+        session.authentication = session.authentication or pair.authentication
         session.pairs.append(pair)
         self.by_spi[pair.inbound.spi] = pair
         if session.sending is None and pair.initiator:
@@ -224,6 +237,7 @@ class SessionCache:
             self._unlist(live)
         live.path = pair.path
         live.sending = pair
+        live.authentication = pair.authentication
         self.establish(live)
         return [old for old in live.pairs if old is not pair and old.made_at <= pair.made_at]
 

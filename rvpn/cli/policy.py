@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from rvpn import keyfile, policyfile
 from rvpn.cli.subcommand import Subparsers
+from rvpn.constants import Role
 from rvpn.errors import LocalError
 from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, check
 from rvpn.policy.grammar import read
@@ -56,6 +58,19 @@ def _key_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iter
                 keyfile.load(keyfile.beside(filename, name))
         except LocalError as error:
             yield Diagnostic(filename, lines[statement], Severity.WARNING, str(error))
+    if policy.certificate is not None:
+        yield from _certificate_faults(policy, filename, lines)
+
+
+def _certificate_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iterator[Diagnostic]:
+    """Yield a warning for the first file of certificates that the services would refuse."""
+    # Imported here, so that no other command waits for it.
+    from rvpn import certificatefiles
+
+    try:
+        certificatefiles.load(policy, Path(filename).parent, Role.CLIENT if policy.tunnels else Role.GATEWAY)
+    except certificatefiles.FileFault as fault:
+        yield Diagnostic(filename, lines[fault.statement], Severity.WARNING, str(fault))
 
 
 def _count(number: int, noun: str) -> str:

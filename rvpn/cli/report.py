@@ -32,6 +32,13 @@ _FAILOVER: tuple[_Column, ...] = (
     ("MEANWHILE", lambda change: _packets(change["packets_meanwhile"])),
     ("REASON", lambda change: change["reason"]),
 )
+_CERTIFICATE: tuple[_Column, ...] = (
+    ("PEER", lambda peer: peer["certificate"]),
+    ("AUTHORITY", lambda peer: peer["authority"]),
+    ("EXPIRES", lambda peer: _day(peer["expires"])),
+    ("KEY AGREEMENT", lambda peer: peer["group"]),
+    ("CIPHER", lambda peer: peer["cipher"]),
+)
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -45,11 +52,24 @@ def text(status: Status) -> str:
             + (f", status {status['status']}" if "status" in status else ""),
             *(_section("clusters", map(_cluster, status["clusters"])) if "clusters" in status else []),
             *_section("sessions", _table(columns, status["sessions"])),
+            *(_section("certificates", certificates) if (certificates := _certificates(status)) else []),
             "exchanges: " + ", ".join(f"{count:,} {state}" for state, count in status["exchanges"].items()),
             *(_section("failovers", _table(_FAILOVER, status["failovers"])) if "failovers" in status else []),
             *_section("drops", aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
         ]
     )
+
+
+def _certificates(status: Status) -> list[str]:
+    """Return a line for the own certificate and for that of each session that has one."""
+    own = status["certificate"]
+    shown = [session for session in status["sessions"] if session["authentication"]["mechanism"] == "tls"]
+    lines = [f"own: {own['name']}, expires {_day(own['expires'])}"] if own else []
+    return lines + _table(_CERTIFICATE, [session["authentication"] for session in shown])
+
+
+def _day(seconds: float) -> str:
+    return strftime("%Y-%m-%d %H:%M:%S", localtime(seconds))
 
 
 def explained(status: Status) -> str:

@@ -2,7 +2,9 @@
 The key exchange: GSS-like security contexts, and the transport that carries their tokens over UDP (DESIGN
 4).
 
-    noise     a mechanism: tokens in, tokens and key material out
+    noise, tls     the mechanisms: tokens in, tokens and key material out
+    certificates   what certificates must be for `tls`
+    credentials    what a node authenticates with, and the contexts that it makes of that
     initiator, acceptor    one exchange at the end that begins it; all exchanges at the end that answers
     transport, fragments   tokens to datagrams and back, what was lost again
     tokens    the layout of the datagrams

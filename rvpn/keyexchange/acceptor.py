@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from rvpn.agenda import Agenda, Appointment
 from rvpn.constants import Mechanism
-from rvpn.errors import CookieRequired, DropReason, RemoteError
+from rvpn.errors import ContextFailed, CookieRequired, DropReason, RemoteError
 from rvpn.interfaces import Action, Endpoint, Path, RandomSource, SecurityContext, Send
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.cookies import Cookies
@@ -24,6 +24,9 @@ from rvpn.keyexchange.transport import Transport
 
 #: Half-open exchanges in all; no more are begun.
 MAX_HALF_OPEN = 1024
+#: Of these, exchanges of mechanisms that keep much for an address before anybody has authenticated there: so
+#: they do not crowd out the others. One of `tls` takes 70 KiB.
+MAX_HEAVY = 512
 #: Seconds from an exchange's first message until it is forgotten, if no confirmation comes.
 HALF_OPEN_TIME = 10.0
 #: From so many half-open exchanges, or first messages without a cookie in a second, on, cookies are demanded.
@@ -77,6 +80,7 @@ class _HalfOpen:
     request: AcceptRequest
     transport: Transport
     expiry: float
+    heavy: bool
     timer: Appointment | None = None
     announced: bool = False
 
@@ -104,6 +108,7 @@ class Acceptor:
         self._agenda = agenda
         self._cookies = Cookies(random, now)
         self._half_open: dict[_Key, _HalfOpen] = {}
+        self._heavy = 0
         self._second = now
         self._firsts = 0
 
@@ -153,7 +158,9 @@ class Acceptor:
                 raise RemoteError(DropReason.REPLAYED, "the cookie is spent")
         elif self._wants_cookie(first, now):
             raise CookieRequired
-        if len(self._half_open) >= MAX_HALF_OPEN or (request.cookie and self._cookies.full):
+        heavy = first.mechanism not in IN_ONE_DATAGRAM
+        crowded = len(self._half_open) >= MAX_HALF_OPEN or (heavy and self._heavy >= MAX_HEAVY)
+        if crowded or (request.cookie and self._cookies.full):
             return _refuse(first, Rejected.BUSY, RemoteError(DropReason.TOO_MANY_EXCHANGES))
         try:
             transport = Transport(
@@ -164,8 +171,9 @@ class Acceptor:
             return _refuse(first, _REJECTED.get(error.reason, Rejected.REFUSED), error)
         if not request.cookie and sum(map(len, datagrams)) > len(first.datagram):
             raise CookieRequired
-        exchange = _HalfOpen(request, transport, now + HALF_OPEN_TIME)
+        exchange = _HalfOpen(request, transport, now + HALF_OPEN_TIME, heavy)
         self._half_open[_key(request)] = exchange
+        self._heavy += heavy
         return self._reply(exchange, datagrams)
 
     def _wants_cookie(self, first: Fragment, now: float) -> bool:
@@ -189,7 +197,7 @@ class Acceptor:
         try:
             return self._reply(exchange, exchange.transport.receive(message, now))
         except RemoteError as error:
-            if message.token == 0:
+            if message.token == 0 or isinstance(error, ContextFailed):
                 self._forget(exchange.request)
             return _refuse(message, _REJECTED.get(error.reason, Rejected.REFUSED), error)
 
@@ -220,7 +228,10 @@ class Acceptor:
 
     def _forget(self, request: AcceptRequest) -> None:
         exchange = self._half_open.pop(_key(request), None)
-        if exchange is not None and exchange.timer is not None:
+        if exchange is None:
+            return
+        self._heavy -= exchange.heavy
+        if exchange.timer is not None:
             exchange.timer.cancel()
 
 

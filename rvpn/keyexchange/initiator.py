@@ -107,8 +107,8 @@ class InitiatorExchange:
         attempt = next(attempt for attempt in self._attempts if attempt.cookie == cookie)
         try:
             datagrams = attempt.receive(message, now)
-        except RemoteError:
-            self._hint = "; an answer did not authenticate"
+        except RemoteError as error:
+            self._hint = f"; an answer did not authenticate{error.detail and ': ' + error.detail}"
             raise
         if attempt.complete and not self._over:
             self._established = attempt.context

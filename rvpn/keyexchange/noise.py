@@ -17,7 +17,6 @@ import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 from nacl.bindings import (
@@ -30,7 +29,7 @@ from nacl.exceptions import CryptoError
 
 from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, LocalError, RemoteError
-from rvpn.interfaces import Parameters, PeerIdentity
+from rvpn.interfaces import Authentication, Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange import parameters as codec
 
 PROTOCOL = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b"
@@ -245,15 +244,6 @@ def _cut(message: bytes, *sizes: int) -> list[bytes]:
 # --- Security contexts ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Initiation:
-    """What an initiator said and who it is; `timestamp` is None where the mechanism has none."""
-
-    identity: PeerIdentity
-    timestamp: bytes | None
-    parameters: Parameters
-
-
 class _NoiseContext:
     """What both ends are once established."""
 
@@ -272,6 +262,11 @@ class _NoiseContext:
     def peer(self) -> PeerIdentity:
         """The peer's static public key in base64."""
         return PeerIdentity(Mechanism.NOISE, b64encode(self._handshake.remote_static).decode())
+
+    @property
+    def authentication(self) -> Authentication:
+        """Always the same: the pattern has no choice."""
+        return Authentication(Mechanism.NOISE, "x25519", "ChaCha20-Poly1305")
 
     @property
     def own_parameters(self) -> Parameters:

@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from rvpn.interfaces import IPAddress
-
-IPNetwork = IPv4Network | IPv6Network
+from rvpn.interfaces import IPAddress, IPNetwork
 
 LAN_NETWORKS: tuple[IPNetwork, ...] = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
 #: The client's addresses inside the tunnel, behind a gateway and on the LAN.

@@ -9,11 +9,12 @@ Text -> `Policy` (DESIGN 7).
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
+from string import digits
 
 from rvpn.constants import DEFAULT_PORT
 from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
 from rvpn.policy.diagnostics import Diagnostic, PolicyError
-from rvpn.policy.model import Client, Cluster, Policy, Redirect, Tunnel
+from rvpn.policy.model import Authority, Client, Cluster, Policy, Redirect, Tunnel
 from rvpn.policy.statements import Source, Statement
 from rvpn.policy.values import Caller, GrammarError
 
@@ -52,6 +53,7 @@ def load(text: str | bytes, filename: str) -> Policy:
 def _policy(source: Source) -> Policy:
     """Fill a policy with all that is faultless."""
     settings = {s.key.field: s.value for s in source.statements if s.key.keyword and not s.key.numbered}
+    _check_certificates(source)
     clusters = {s.name: Cluster(s.name, s.value) for s in source.of("clusters")}
     tunnels = (Tunnel(s.label, s.value.first, s.value.last, c) for s, c in _led(source, "tunnels", clusters))
     redirects = (Redirect(s.label, s.value.server, c) for s, c in _led(source, "redirects", clusters) if c)
@@ -60,9 +62,26 @@ def _policy(source: Source) -> Policy:
         clusters=tuple(clusters.values()),
         tunnels=tuple(sorted(tunnels, key=attrgetter("number"))),
         redirects=tuple(sorted(redirects, key=attrgetter("number"))),
-        peers={s.label: s.value for s in source.of("peers")},
+        authorities=tuple(Authority(s.label, *s.value) for s in source.of("authorities")),
+        peers={s.label: s.value if s.value.name else _by_address(s) for s in source.of("peers")},
         clients=tuple(_clients(source, settings.get("port", DEFAULT_PORT))),
     )
+
+
+def _by_address(statement: Statement) -> PeerIdentity:
+    """Return the identity of a gateway whose certificate has to have its address."""
+    return PeerIdentity(statement.value.mechanism, str(statement.label))
+
+
+def _check_certificates(source: Source) -> None:
+    """Report what stands there without that which it needs."""
+    needs = {"certificate": "CertificateKey", "certificate_key": "Certificate", "revoked": "Authority<nr>"}
+    stated = {name.rstrip(digits) for name in source.lines}
+    for field, other in needs.items():
+        for statement in source.of(field):
+            if other.removesuffix("<nr>") not in stated:
+                fault = GrammarError(f"no {other} beside it", "both")
+                source.error(statement.line, fault, statement.name)
 
 
 def _led(

@@ -195,6 +195,16 @@ KEYS = (
         example="ExchangeTime = 5",
     ),
     Key(
+        section="GENERAL",
+        syntax="Mechanism",
+        field="mechanism",
+        type=values.MECHANISM,
+        default="noise",
+        description="How the client and those gateways authenticate that `[PEERS]` does not name: with pinned"
+        " public keys (`noise`), or with certificates (`tls`).",
+        example="Mechanism = tls",
+    ),
+    Key(
         section="CLUSTER",
         syntax="Cluster [<nr>]",
         field="clusters",
@@ -235,11 +245,45 @@ KEYS = (
         example="PresharedKey = shared.key",
     ),
     Key(
+        section="IDENTITY",
+        syntax="Certificate",
+        field="certificate",
+        type=values.FILE,
+        description="The file that holds this node's certificate, in PEM.",
+        example="Certificate = client.pem",
+    ),
+    Key(
+        section="IDENTITY",
+        syntax="CertificateKey",
+        field="certificate_key",
+        type=values.FILE,
+        description="The file that holds the private key of the certificate, in PEM and not encrypted.",
+        example="CertificateKey = client-key.pem",
+    ),
+    Key(
+        section="AUTHORITIES",
+        syntax="Authority<nr>",
+        field="authorities",
+        type=values.AUTHORITY,
+        description="The certificate (PEM) of an authority whose certificates are accepted; at a gateway,"
+        " also the inner addresses that its clients may have.",
+        example="Authority1 = ca.pem 10.9.0.0/16 fd00:9::/64",
+    ),
+    Key(
+        section="AUTHORITIES",
+        syntax="Revoked",
+        field="revoked",
+        type=values.FILES,
+        description="The files of revocation lists (PEM), each signed by one of the authorities.",
+        example="Revoked = crl.pem",
+    ),
+    Key(
         section="PEERS",
         syntax="<address>",
         field="peers",
-        type=values.PUBLIC_KEY,
-        description="The public key of the gateway with this outer address.",
+        type=values.PEER,
+        description="How the gateway with this outer address authenticates: with this public key, or with a"
+        " certificate for its address (`tls`) or for a DNS name (`tls gw1.example.org`).",
         example="192.0.2.1 = RVhBTVBMRSBwdWJsaWMga2V5IG9mIGdhdGV3YXkgMS4=",
     ),
     Key(

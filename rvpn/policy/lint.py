@@ -7,7 +7,7 @@ Each rule yields pairs: the section or statement that a warning is about, which 
 
 from collections.abc import Iterator
 
-from rvpn.constants import HeartbeatMode, LanPresence
+from rvpn.constants import HeartbeatMode, LanPresence, Mechanism
 from rvpn.interfaces import IPAddress
 from rvpn.policy.diagnostics import Diagnostic, Severity
 from rvpn.policy.grammar import Reading, read
@@ -88,8 +88,10 @@ def _heartbeats_off(policy: Policy) -> Iterator[tuple[str, str]]:
 def _keys_missing(reading: Reading) -> Iterator[tuple[str, str]]:
     """Find out whether this node and all gateways it may call have keys."""
     policy = reading.policy
-    if policy.private_key is None:
-        yield "[IDENTITY]", "no PrivateKey in [IDENTITY]; the services refuse such a policy"
+    for missing in missing_identities(policy):
+        yield "[IDENTITY]", f"no {missing} in [IDENTITY]; the services refuse such a policy"
+    if policy.certificate is not None and not policy.authorities:
+        yield "Certificate", "no Authority<nr> in [AUTHORITIES]; the services refuse such a policy"
     entries = [(f"Tunnel{tunnel.number}", tunnel.cluster) for tunnel in policy.tunnels]
     entries += [(f"RedirectTunnel{redirect.number}", redirect.cluster) for redirect in policy.redirects]
     places: dict[IPAddress, str] = {}
@@ -97,8 +99,16 @@ def _keys_missing(reading: Reading) -> Iterator[tuple[str, str]]:
         for gateway in cluster.members if cluster else ():
             places.setdefault(gateway, place)
     for gateway, place in places.items():
-        if gateway not in policy.peers:
+        if policy.peer(gateway) is None:
             yield place, f"gateway {gateway} has no public key in [PEERS]"
+
+
+def missing_identities(policy: Policy) -> Iterator[str]:
+    """Yield the keywords of what a node with this policy lacks to authenticate (DESIGN 7)."""
+    has = {Mechanism.NOISE: policy.private_key is not None, Mechanism.TLS: policy.certificate is not None}
+    keywords = {Mechanism.NOISE: "PrivateKey", Mechanism.TLS: "Certificate"}
+    needed = policy.mechanisms or (() if any(has.values()) else (policy.mechanism,))
+    yield from (keywords[mechanism] for mechanism in sorted(needed) if not has[mechanism])
 
 
 def _networks_missing(reading: Reading) -> Iterator[tuple[str, str]]:

@@ -17,9 +17,10 @@ from rvpn.constants import (
     PROBE_INTERVAL,
     HeartbeatMode,
     LanPresence,
+    Mechanism,
     TransformID,
 )
-from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
+from rvpn.interfaces import Endpoint, IPAddress, IPNetwork, PeerIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,15 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
+class Authority:
+    """`Authority<number>`: the file of its certificate, and the inner addresses that its clients may have."""
+
+    number: int
+    file: str
+    networks: tuple[IPNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """
     A whole policy file.
@@ -83,11 +93,16 @@ class Policy:
     transforms: tuple[TransformID, ...] = (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305)
     key_lifetime: float = KEY_LIFETIME
     exchange_time: float = EXCHANGE_TIME
+    mechanism: Mechanism = Mechanism.NOISE
     clusters: tuple[Cluster, ...] = ()
     tunnels: tuple[Tunnel, ...] = ()
     redirects: tuple[Redirect, ...] = ()
     private_key: str | None = None
     preshared_key: str | None = None
+    certificate: str | None = None
+    certificate_key: str | None = None
+    authorities: tuple[Authority, ...] = ()
+    revoked: tuple[str, ...] = ()
     peers: Mapping[IPAddress, PeerIdentity] = field(default_factory=dict)
     clients: tuple[Client, ...] = ()
     device_name: str = "rvpn0"
@@ -99,3 +114,19 @@ class Policy:
     probe_interval: float = PROBE_INTERVAL
     control_socket: str | None = None
     state_directory: str | None = None
+
+    @property
+    def mechanisms(self) -> frozenset[Mechanism]:
+        """By which mechanisms the gateways authenticate to which this policy leads; none at a gateway."""
+        clusters = [t.cluster for t in self.tunnels] + [redirect.cluster for redirect in self.redirects]
+        peers = [self.peer(gateway) for c in clusters if c is not None for gateway in c.members]
+        found = {self.mechanism if peer is None else peer.mechanism for peer in peers}
+        return frozenset(found | {self.mechanism} if None in clusters else found)
+
+    def peer(self, gateway: IPAddress) -> PeerIdentity | None:
+        """
+        Return who a gateway has to be: what [PEERS] says, else with `Mechanism = tls` who has a certificate
+        for its address, else nobody.
+        """
+        by_default = PeerIdentity(Mechanism.TLS, str(gateway)) if self.mechanism is Mechanism.TLS else None
+        return self.peers.get(gateway, by_default)

@@ -10,12 +10,20 @@ import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
 from typing import Generic, NamedTuple, TypeVar
 
 from rvpn.constants import HeartbeatMode, LanPresence, Mechanism, TransformID
 from rvpn.errors import LocalError
-from rvpn.interfaces import IPAddress, PeerIdentity
+from rvpn.interfaces import IPAddress, IPNetwork, PeerIdentity
 
 T = TypeVar("T")
 
@@ -23,6 +31,8 @@ T = TypeVar("T")
 QUOTED_LENGTH = 60
 #: Bytes of a static public key of mechanism `noise` (X25519).
 PUBLIC_KEY_LENGTH = 32
+#: A DNS name as certificates have it (RFC 1123 section 2.1); one label alone is no address of a gateway.
+DNS_NAME = r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 #: Names that Linux gives no interface; it keeps the last two for /proc/sys/net/*/conf.
 RESERVED_INTERFACE_NAMES = {".", "..", "all", "default"}
 
@@ -227,6 +237,13 @@ REDIRECTION = ValueType("an access server's address and the gateway to use", _re
 # --- Peers and clients --------------------------------------------------------------------------
 
 
+class Issuer(NamedTuple):
+    """An authority as a policy names it: its file, and the networks of its clients' inner addresses."""
+
+    file: str
+    networks: tuple[IPNetwork, ...]
+
+
 class Caller(NamedTuple):
     """A client as a gateway's policy names it; an endpoint without a port has the policy's."""
 
@@ -243,6 +260,22 @@ def _public_key(text: str) -> PeerIdentity:
     return PeerIdentity(Mechanism.NOISE, text)
 
 
+def _peer(text: str) -> PeerIdentity:
+    """Convert a key, or `tls` and the name in the certificate, empty for the gateway's address."""
+    word, *name = text.split()
+    if word.casefold() != "tls":
+        return _public_key(text)
+    if len(name) > 1 or (name and not re.fullmatch(DNS_NAME, name[0], re.IGNORECASE)):
+        raise ValueError
+    return PeerIdentity(Mechanism.TLS, "".join(name).lower())
+
+
+def _authority(text: str) -> Issuer:
+    file, *ranges = text.split(maxsplit=1)
+    words = re.sub(r"\s*-\s*", "-", "".join(ranges)).split()
+    return Issuer(file, tuple(n for word in words for n in summarize_address_range(*_range(word))))
+
+
 def _endpoint(text: str) -> tuple[IPAddress, int | None]:
     match = re.fullmatch(r"(?:\[(.*)\]|([^:]*)):([0-9]+)", text)
     return (_host(match[1] or match[2]), PORT.convert(match[3])) if match else (_host(text), None)
@@ -250,6 +283,8 @@ def _endpoint(text: str) -> tuple[IPAddress, int | None]:
 
 PORT = whole_number(1, 65535)
 PUBLIC_KEY = ValueType("a public key: base64 of 32 bytes", _public_key)
+PEER = ValueType("a public key (base64 of 32 bytes), tls, or tls and a DNS name", _peer)
+AUTHORITY = ValueType("the name of a file, and perhaps addresses, first-last, or address/length", _authority)
 ENDPOINT = ValueType("an endpoint as address, IPv4:port or [IPv6]:port", _endpoint)
 
 
@@ -274,6 +309,7 @@ def _interface(text: str) -> str:
     return text
 
 
+MECHANISM = choice({mechanism.name.lower(): mechanism for mechanism in Mechanism})
 HEARTBEAT = choice({mode.value: mode for mode in HeartbeatMode})
 HEARTBEAT_AUTHENTICATION = choice({"yes": False, "none": True})
 PRESENCE = choice({presence.value: presence for presence in LanPresence})
@@ -284,4 +320,5 @@ TRANSFORM = choice(
 TRANSFORMS = several("aes-gcm-256, chacha20-poly1305 or both, the preferred first", TRANSFORM)
 INTERFACE = ValueType("an interface's name: 1 to 15 letters, digits or signs, but no / : %", _interface)
 FILE = ValueType("the name of a file", str)
+FILES = several("one or more names of files", FILE)
 DIRECTORY = ValueType("the name of a directory", str)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rvpn import keyfile, policyfile
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY, Role
-from rvpn.node import Credentials
+from rvpn.keyexchange.credentials import Authenticator, Credentials
 from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, grammar
+from rvpn.policy.lint import missing_identities
 
 #: What a running service cannot change, under the name that an operator knows it by.
 _FIXED_AT_START = {
@@ -24,6 +25,7 @@ _FIXED_AT_START = {
     "Interface of [LAN]": attrgetter("policy.lan_interface"),
     "Presence": attrgetter("policy.presence"),
     "PrivateKey": attrgetter("credentials.private_key"),
+    "the choice of mechanisms in [IDENTITY]": attrgetter("credentials.mechanisms"),
     "PresharedKey": attrgetter("credentials.preshared_key"),
     "Socket": attrgetter("control_socket"),
     "StateDirectory": attrgetter("state_directory"),
@@ -52,18 +54,39 @@ def read(file: Path, role: Role) -> Configuration:
     """
     policy = _read_policy(file, role)
     place = file.parent
-    assert policy.private_key is not None
     socket = policy.control_socket or DEFAULT_CONTROL_SOCKET.format(role=role.value)
     state = policy.state_directory or DEFAULT_STATE_DIRECTORY.format(role=role.value)
     return Configuration(
         policy=policy,
-        credentials=Credentials(
-            keyfile.load(str(place / policy.private_key)),
-            keyfile.load(str(place / policy.preshared_key)) if policy.preshared_key else bytes(32),
-        ),
+        credentials=read_credentials(policy, place, role),
         control_socket=place / socket,
         state_directory=place / state,
     )
+
+
+def read_credentials(policy: Policy, place: Path, role: Role) -> Credentials:
+    """Read the key files and certificates that a policy in directory `place` names. Raises `LocalError`."""
+    return Credentials(
+        keyfile.load(str(place / policy.private_key)) if policy.private_key else b"",
+        keyfile.load(str(place / policy.preshared_key)) if policy.preshared_key else bytes(32),
+        read_certificates(policy, place, role),
+    )
+
+
+def read_certificates(policy: Policy, place: Path, role: Role) -> Authenticator | None:
+    """Read the certificates that a policy in directory `place` names, if any. Raises `LocalError`."""
+    if policy.certificate is None:
+        return None
+    # Imported here, so that a node without certificates is spared the memory.
+    from rvpn import certificatefiles
+
+    return certificatefiles.load(policy, place, role)
+
+
+def certificate_files(policy: Policy, place: Path) -> list[Path]:
+    """Return the files behind `Credentials.certificates`, which may change while a service runs."""
+    named = (policy.certificate, policy.certificate_key, *policy.revoked)
+    return [place / name for name in (*named, *(a.file for a in policy.authorities)) if name is not None]
 
 
 def _read_policy(file: Path, role: Role) -> Policy:
@@ -77,8 +100,12 @@ def _missing(reading: grammar.Reading, role: Role) -> Iterator[Diagnostic]:
     """Find what a faultless policy lacks for this role to run with it (DESIGN 7)."""
     policy = reading.policy
     lacking = []
-    if policy.private_key is None:
-        lacking.append(("[IDENTITY]", "found no PrivateKey in [IDENTITY], expected this node's key file"))
+    for keyword in missing_identities(policy):
+        what = "key file" if keyword == "PrivateKey" else "certificate"
+        lacking.append(("[IDENTITY]", f"found no {keyword} in [IDENTITY], expected this node's {what}"))
+    if policy.certificate is not None and not policy.authorities:
+        found = "found no Authority<nr> in [AUTHORITIES], expected one: whose certificates are good?"
+        lacking.append(("Certificate", found))
     if role is Role.CLIENT and not policy.tunnels:
         lacking.append(("[TUNNEL]", "found no entry in [TUNNEL], expected one: is this a gateway's policy?"))
     if role is Role.GATEWAY and not policy.lan_networks:

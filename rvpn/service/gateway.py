@@ -13,7 +13,7 @@ from rvpn.constants import MIN_TUNNEL_MTU, LanPresence, Role
 from rvpn.errors import LocalError
 from rvpn.esp.codec import inner_mtu
 from rvpn.gateway import Gateway
-from rvpn.interfaces import Action, Announce, IPAddress, Probe
+from rvpn.interfaces import Action, Announce, IPAddress, IPNetwork, Probe
 from rvpn.lanwatch import LanWatch
 from rvpn.lost_keys import LostKeys
 from rvpn.net.clock import SleepWatch, StallWatch
@@ -41,9 +41,10 @@ class GatewayService(TunnelService[Gateway]):
         # A session over IPv6 holds less; its packets that are too big draw an ICMP error of their own.
         mtu = max(MIN_TUNNEL_MTU, inner_mtu(self._link_mtu, 4))
         addresses = {address for client in policy.clients for address in client.inner_addresses}
-        self._refuse_own(addresses)
+        granted = [network for authority in policy.authorities for network in authority.networks]
+        self._refuse_own(addresses, granted)
         self._host.prepare_tun(self._tun.name, (), mtu)
-        self._host.set_routes(map(ip_network, addresses), self._lan_addresses(policy).values())
+        self._host.set_routes([*map(ip_network, addresses), *granted], self._lan_addresses(policy).values())
         self._forward(policy)
         return mtu
 
@@ -56,9 +57,11 @@ class GatewayService(TunnelService[Gateway]):
         """Return the interfaces between which packets are forwarded."""
         return [name for name in (self._tun.name, policy.lan_interface) if name is not None]
 
-    def _refuse_own(self, addresses: set[IPAddress]) -> None:
+    def _refuse_own(self, addresses: set[IPAddress], networks: list[IPNetwork]) -> None:
         """Refuse a policy that grants an address of this host to a client (DESIGN 4)."""
-        for address in sorted(addresses & self._netlink.all_addresses(), key=str):
+        own = self._netlink.all_addresses()
+        taken = {address for address in own if any(address in network for network in networks)}
+        for address in sorted(addresses & own | taken, key=str):
             raise LocalError(f"the policy grants {address} to a client, but it is an address of this host")
 
     def _lan_addresses(self, policy: Policy) -> dict[int, IPAddress]:

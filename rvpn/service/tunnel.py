@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, ClassVar, Generic, TypeVar
@@ -39,6 +40,7 @@ from rvpn.net.udp import UDPPort, UDPPorts
 from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
+from rvpn.service.certificates import CertificateWatch
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
 from rvpn.service.protocols import BATCH_CAPACITY, TunnelProtocol
@@ -122,6 +124,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._alarm.close)
             self._network = NetworkWatch(self, self._reactor, self._netlink, without=[self._tun.index])
             resources.callback(self._network.close)
+            self._watch_certificates(resources)
             self._watch_host(resources)
             # After all else: the kernel closes the files of a killed process from the last to the first, and
             # a TUN device or a packet socket takes it some 50 ms. Until the UDP port is closed, no ICMP error
@@ -143,6 +146,18 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         # Should twistd fail at something else, `stopService` is never called.
         atexit.register(self._resources.close)
         self._started_at = self.now()
+
+    def _watch_certificates(self, resources: ExitStack) -> None:
+        """Look after the certificates, if there are any: whether there are takes a restart to change."""
+        if self._configuration.credentials.certificates is None:
+            return
+        watch = CertificateWatch(
+            lambda: configuration.certificate_files(self._configuration.policy, self._file.parent),
+            lambda: self._configuration.credentials.certificates,
+            self._read_certificates,
+            self._reactor,
+        )
+        resources.callback(watch.close)
 
     def _be_the_only_one(self) -> None:
         """
@@ -263,8 +278,26 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             "uptime": round(now - self._started_at, 3),
             "device": self._tun.name,
             "mtu": self.mtu,
+            "certificate": self._certificate_status(),
             **self.node.status(now),
         }
+
+    def _certificate_status(self) -> Mapping[str, Any] | None:
+        own = self._configuration.credentials.certificates
+        return None if own is None else {"name": own.name, "expires": next(iter(own.ends.values()))}
+
+    def _read_certificates(self) -> None:
+        """Read changed certificates and lists; while they are faulty, those before stay in force."""
+        before = self._configuration
+        try:
+            read = configuration.read_certificates(before.policy, self._file.parent, self.role)
+        except LocalError as error:
+            self._log.error("the certificates were not read again: {fault}", fault=str(error))
+            return
+        credentials = replace(before.credentials, certificates=read)
+        self._configuration = replace(before, credentials=credentials)
+        self._log.info("the certificates were read again")
+        self.perform(lambda now: self.node.certify(credentials, now))
 
     def reload(self) -> Mapping[str, Any]:
         """Read the policy again. Raises `LocalError` if that cannot be; then all is as before."""
@@ -288,7 +321,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._go_back(before.policy, error)
             raise
         self._configuration = after
-        self.perform(lambda now: self.node.reload(self._resolved(after.policy), now))
+        self.perform(lambda now: self.node.reload(self._resolved(after.policy), now, after.credentials))
 
     def _go_back(self, policy: Policy, cause: LocalError) -> None:
         """Prepare the host for the policy in force, after `cause` kept it from the change to another one."""

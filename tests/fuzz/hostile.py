@@ -28,11 +28,11 @@ from rvpn.constants import (
     TransformID,
 )
 from rvpn.esp.codec import AAD_SIZE, HEADER, ICV_SIZE
-from rvpn.interfaces import Endpoint, IPAddress, Parameters, Path, PeerIdentity, Send
+from rvpn.interfaces import Endpoint, Initiation, IPAddress, Parameters, Path, PeerIdentity, Send
 from rvpn.keyexchange import parameters as codec
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import TIMESTAMP, Initiation, NoiseAcceptor, NoiseInitiator, tai64n
+from rvpn.keyexchange.noise import TIMESTAMP, NoiseAcceptor, NoiseInitiator, tai64n
 from rvpn.node import LITERAL_SIZE
 from rvpn.session_control import Kind
 from rvpn.sessions import SAPair

@@ -20,7 +20,8 @@ from rvpn.gateway import Gateway
 from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, IPAddress, PacketBatch, Path, Send
 from rvpn.keyexchange import tokens
-from rvpn.node import LITERAL_SIZE, Credentials
+from rvpn.keyexchange.credentials import Credentials
+from rvpn.node import LITERAL_SIZE
 from rvpn.packet import addresses
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Tunnel

@@ -19,11 +19,21 @@ from typing import Any
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism, TransformID
 from rvpn.errors import CookieRequired, DropReason, RemoteError
-from rvpn.interfaces import Action, Endpoint, Parameters, Path, PeerIdentity, SecurityContext, Send
+from rvpn.interfaces import (
+    Action,
+    Authentication,
+    Endpoint,
+    Initiation,
+    Parameters,
+    Path,
+    PeerIdentity,
+    SecurityContext,
+    Send,
+)
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established, Reply
 from rvpn.keyexchange.initiator import InitiatorExchange
-from rvpn.keyexchange.noise import Initiation, NoiseAcceptor, NoiseInitiator, public_key, tai64n
+from rvpn.keyexchange.noise import NoiseAcceptor, NoiseInitiator, public_key, tai64n
 from rvpn.keyexchange.tokens import CookieDemand, Envelope, Message
 
 PATH = Path(Endpoint(ip_address("192.0.2.1"), 4500))
@@ -57,6 +67,7 @@ class ChattyContext:
         self._next = 1 if initiator else 0
         self.established = False
         self.peer = PeerIdentity(Mechanism.TLS, "peer")
+        self.authentication = Authentication(Mechanism.TLS, "", "")
         self.own_parameters = self.peer_parameters = Parameters(0x1000, ())
 
     def step(self, token: bytes | None) -> bytes | None:

@@ -32,9 +32,9 @@ from rvpn.interfaces import (
     PeerIdentity,
     Send,
 )
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.noise import public_key
 from rvpn.lost_keys import LostKeys
-from rvpn.node import Credentials
 from rvpn.packet import checksum
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Cluster, Policy, Tunnel

@@ -32,6 +32,7 @@ SESSION = {
     "packets_in": 1034,
     "packets_out": 7,
     "in_use": True,
+    "authentication": {"mechanism": "noise", "group": "x25519", "cipher": "ChaCha20-Poly1305"},
 }
 STATUS = {
     "role": "client",
@@ -39,6 +40,7 @@ STATUS = {
     "uptime": 8000.0,
     "device": "rvpn0",
     "mtu": 1426,
+    "certificate": None,
     "sessions": [SESSION],
     "clusters": [
         {

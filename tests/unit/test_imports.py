@@ -7,7 +7,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 #: Large, and for the lab, the commands, the tests or parts of Twisted that no service is made of.
 _ABSENT = (
-    *("rvpn.lab", "rvpn.cli", "pyroute2", "scapy", "hypothesis", "prometheus_client"),
+    *(
+        "rvpn.lab",
+        "rvpn.cli",
+        "rvpn.pki",
+        "rvpn.keyexchange.tls",
+        "pyroute2",
+        "scapy",
+        "hypothesis",
+        "prometheus_client",
+    ),
     *("twisted.web", "twisted.conch", "twisted.names", "twisted.mail", "twisted.words", "twisted.trial"),
 )
 _PROGRAM = """

@@ -4,7 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import Mechanism
 from rvpn.errors import CookieRequired, DropReason, RemoteError
-from rvpn.interfaces import Parameters, Send
+from rvpn.interfaces import Initiation, Parameters, Send
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import (
     HALF_OPEN_TIME,
@@ -15,7 +15,6 @@ from rvpn.keyexchange.acceptor import (
 )
 from rvpn.keyexchange.cookies import ROTATION
 from rvpn.keyexchange.keys import derive
-from rvpn.keyexchange.noise import Initiation
 from rvpn.keyexchange.tokens import Envelope, Fragment, Rejection
 from tests.unit.keyexchange_ends import (
     ANSWER,

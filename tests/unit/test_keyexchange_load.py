@@ -17,6 +17,7 @@ from rvpn.keyexchange.acceptor import (
     LOAD_HALF_OPEN,
     LOAD_RATE,
     MAX_HALF_OPEN,
+    MAX_HEAVY,
     Acceptor,
     AcceptRequest,
     Reply,
@@ -59,26 +60,27 @@ class LoadTests(SynchronousTestCase):
             gateway.receive(first(b"another!", timestamp=b"\xff" * 12)[0], now=1.0).established
         )
 
-    def begun(self, half_open: int) -> Acceptor:
+    def begun(self, half_open: int, mechanism: Mechanism = Mechanism.NOISE) -> Acceptor:
         """Return an acceptor with so many half-open exchanges, all of proven addresses."""
 
         def accept(request: AcceptRequest) -> SecurityContext:
             return ChattyContext((100, 100), request.cookie, initiator=False)
 
-        acceptor = Acceptor({Mechanism.TLS: accept}, Agenda(), Random(1), 0.0, always_cookie=())
+        contexts = dict.fromkeys(Mechanism, accept)
+        acceptor = Acceptor(contexts, Agenda(), Random(1), 0.0, always_cookie=())
         for number in range(half_open):
-            self.begin(acceptor, number)
+            self.begin(acceptor, number, mechanism)
         return acceptor
 
-    def begin(self, acceptor: Acceptor, number: int, now: float = 0.0) -> Reply:
+    def begin(self, acceptor: Acceptor, number: int, mechanism: Mechanism = Mechanism.NOISE) -> Reply:
         """Begin an exchange with a cookie."""
-        cookie = acceptor._cookies.issue(path(number).remote, EXCHANGE_ID, now)
-        return acceptor.receive(self.first_of(cookie), path(number), now)
+        cookie = acceptor._cookies.issue(path(number).remote, EXCHANGE_ID, 0.0)
+        return acceptor.receive(self.first_of(cookie, mechanism), path(number), 0.0)
 
-    def first_of(self, cookie: bytes) -> Message:
+    def first_of(self, cookie: bytes, mechanism: Mechanism = Mechanism.NOISE) -> Message:
         """Return the first message under a cookie."""
         token = stepped(ChattyContext((100, 100), cookie, initiator=True), None)
-        return tokens.decode(Envelope(Mechanism.TLS, EXCHANGE_ID, cookie).fragments(0, token)[0])
+        return tokens.decode(Envelope(mechanism, EXCHANGE_ID, cookie).fragments(0, token)[0])
 
     def test_half_open(self) -> None:
         """Many half-open exchanges are load too."""
@@ -100,6 +102,16 @@ class LoadTests(SynchronousTestCase):
         self.assertIsInstance(only(self.begin(acceptor, 0)), Fragment)
         acceptor.confirmed(last)
         self.assertIsNotNone(self.begin(acceptor, MAX_HALF_OPEN + 1).established)
+
+    def test_heavy(self) -> None:
+        """Exchanges that take much memory have a bound of their own, and leave room for the others."""
+        acceptor = self.begun(MAX_HEAVY - 1, Mechanism.TLS)
+        last = self.begin(acceptor, MAX_HEAVY, Mechanism.TLS).established
+        assert last is not None
+        self.assertIsInstance(only(self.begin(acceptor, MAX_HEAVY + 1, Mechanism.TLS)), Rejection)
+        self.assertIsNotNone(self.begin(acceptor, MAX_HEAVY + 2).established)
+        acceptor.confirmed(last)
+        self.assertIsNotNone(self.begin(acceptor, MAX_HEAVY + 1, Mechanism.TLS).established)
 
     def test_pieces_of_strangers(self) -> None:
         """An address that has a cookie but no key occupies nothing: noise's first token comes whole."""

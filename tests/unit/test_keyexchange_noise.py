@@ -20,13 +20,12 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import CookieRequired, DropReason, LocalError, RemoteError
-from rvpn.interfaces import Parameters, PeerIdentity
+from rvpn.interfaces import Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange.keys import binding, derive
 from rvpn.keyexchange.noise import (
     NO_PSK,
     PROTOCOL,
     Handshake,
-    Initiation,
     public_key,
     tai64n,
 )

@@ -4,7 +4,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.lab.topology import IPNetwork, Node, Topology, routes_to_client
+from rvpn.interfaces import IPNetwork
+from rvpn.lab.topology import Node, Topology, routes_to_client
 
 DOCUMENTATION: tuple[IPNetwork, ...] = (
     *map(IPv4Network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")),

@@ -8,6 +8,7 @@ from rvpn.constants import HeartbeatMode, Mechanism, TransformID
 from rvpn.errors import LocalError
 from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
 from rvpn.policy import Client, Cluster, Policy, PolicyError, Redirect, Tunnel, load, parse
+from rvpn.policy.model import Authority
 from rvpn.policy.statements import MAX_DIGITS, MAX_LINE
 from rvpn.policy.values import quote
 
@@ -423,7 +424,7 @@ class ErrorTests(SynchronousTestCase):
 
     def test_public_keys(self) -> None:
         """A public key is the one base64 text of 32 bytes: its length, padding and last bits are checked."""
-        expected = "a public key: base64 of 32 bytes"
+        expected = "a public key (base64 of 32 bytes), tls, or tls and a DNS name"
         for text in (
             KEY_1[:-1],
             KEY_1[4:],
@@ -435,6 +436,60 @@ class ErrorTests(SynchronousTestCase):
             self.assert_fault("PEERS", f"192.0.2.1 = {text}", quote(text), expected)
         self.assert_fault(
             "PEERS", f"localhost = {KEY_1}", "'localhost'", "the IPv4 or IPv6 address of one machine"
+        )
+
+    def test_peers_by_certificate(self) -> None:
+        """A gateway has the name in its certificate that stands there, or else its address."""
+        policy = load("[PEERS]\n192.0.2.1 = tls\n192.0.2.2 = TLS GW2.example.org\n2001:db8::1 = tls\n", "p")
+        self.assertEqual(
+            {str(address): peer.name for address, peer in policy.peers.items()},
+            {"192.0.2.1": "192.0.2.1", "192.0.2.2": "gw2.example.org", "2001:db8::1": "2001:db8::1"},
+        )
+        self.assertEqual({peer.mechanism for peer in policy.peers.values()}, {Mechanism.TLS})
+        expected = "a public key (base64 of 32 bytes), tls, or tls and a DNS name"
+        for text in (
+            "tls 192.0.2.1",
+            "tls a b.example",
+            "tls gw1",
+            "tls -a.example",
+            "tls a..example",
+            "x509",
+        ):
+            self.assert_fault("PEERS", f"192.0.2.1 = {text}", quote(text), expected)
+
+    def test_default_mechanism(self) -> None:
+        """With `Mechanism = tls` who does not stand in [PEERS] has a certificate for its address."""
+        address, other = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+        text = f"[PEERS]\n192.0.2.2 = {KEY_1}\n"
+        self.assertIsNone(load(text, "p").peer(address))
+        policy = load(text + "[GENERAL]\nMechanism = tls\n", "p")
+        self.assertEqual(policy.peer(address), PeerIdentity(Mechanism.TLS, "192.0.2.1"))
+        self.assertEqual(policy.peer(other), PeerIdentity(Mechanism.NOISE, KEY_1))
+
+    def test_authorities(self) -> None:
+        """An authority's file may be followed by addresses, ranges and networks: its clients' addresses."""
+        text = "Authority2 = ca.pem 10.9.0.0/16 10.8.0.1 - 10.8.0.4 fd00::1\nAuthority1 = b.pem\n"
+        second, first = load(f"[AUTHORITIES]\n{text}", "p").authorities
+        self.assertEqual((second.number, second.file, first), (2, "ca.pem", Authority(1, "b.pem", ())))
+        self.assertEqual(
+            [str(network) for network in second.networks],
+            ["10.9.0.0/16", "10.8.0.1/32", "10.8.0.2/31", "10.8.0.4/32", "fd00::1/128"],
+        )
+        wrong = "'10.9.0.1/16' with bits beyond its length"
+        self.assert_fault("AUTHORITIES", "Authority1 = ca.pem 10.9.0.1/16", wrong, "10.9.0.0/16")
+
+    def test_halves_of_an_identity(self) -> None:
+        """A certificate without key, a key without certificate, a list without authority are errors."""
+        self.assertEqual(
+            errors("[IDENTITY]\nCertificate = a.pem\n[AUTHORITIES]\nRevoked = crl.pem\n"),
+            [
+                "2: error: Certificate: found no CertificateKey beside it, expected both",
+                "4: error: Revoked: found no Authority<nr> beside it, expected both",
+            ],
+        )
+        self.assertEqual(
+            errors("[IDENTITY]\nCertificateKey = a.key\n"),
+            ["2: error: CertificateKey: found no Certificate beside it, expected both"],
         )
 
     def test_clients(self) -> None:

@@ -103,6 +103,25 @@ class MissingTests(SynchronousTestCase):
             _, (warning,) = check(policy, "f")
             self.assertEqual((warning.line, warning.message), (line, text))
 
+    def test_no_certificate(self) -> None:
+        """What a node lacks is what its gateways ask for; a certificate is nothing without authorities."""
+        tunnel = "[TUNNEL]\nTunnel1 = 10.0.0.1 192.0.2.1\n[GENERAL]\nMechanism = tls\n"
+        certificate = "[IDENTITY]\nCertificate = c.pem\nCertificateKey = c.key\n"
+        authority, pinned = "[AUTHORITIES]\nAuthority1 = ca.pem\n", f"[PEERS]\n192.0.2.1 = {KEY}\n"
+        lan = "[LAN]\nNetworks = 10.0.0.0/8\n"
+        refused = "the services refuse such a policy"
+        for text, found in (
+            (tunnel + IDENTITY, [f"f:5: warning: no Certificate in [IDENTITY]; {refused}"]),
+            (tunnel + certificate + authority, []),
+            (tunnel + certificate, [f"f:6: warning: no Authority<nr> in [AUTHORITIES]; {refused}"]),
+            (
+                tunnel + certificate + authority + pinned,
+                [f"f:5: warning: no PrivateKey in [IDENTITY]; {refused}"],
+            ),
+            (lan + certificate + authority, []),
+        ):
+            self.assertEqual([str(diagnostic) for diagnostic in check(text, "f")[1]], found)
+
     def test_no_peers(self) -> None:
         """Each gateway that an entry or a redirection names needs a key in [PEERS]; it is named once."""
         found = warnings(

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, Mechanism, NextHeader, TransformID
 from rvpn.errors import RemoteError
-from rvpn.interfaces import Endpoint, IPAddress, Parameters, Path, PeerIdentity
+from rvpn.interfaces import Authentication, Endpoint, IPAddress, Parameters, Path, PeerIdentity
 from rvpn.sessions import SAPair, Session, SessionCache
 
 PEER = PeerIdentity(Mechanism.NOISE, "c2Vzc2lvbiB0ZXN0cw==")
@@ -21,6 +21,7 @@ class FakeContext:
 
     established = True
     peer = PEER
+    authentication = Authentication(PEER.mechanism, "x25519", "ChaCha20-Poly1305")
 
     def __init__(self, own: Parameters, peer: Parameters, name: bytes = b"") -> None:
         self.own_parameters, self.peer_parameters = own, peer

@@ -12,7 +12,7 @@ from rvpn.client import Client
 from rvpn.cluster import ClusterInUse, HoldDowns
 from rvpn.constants import LONGEST_HOLD_DOWN, HeartbeatMode, Mechanism
 from rvpn.interfaces import Action, DatagramBatch, Endpoint, IPAddress, Path, PeerIdentity, Send
-from rvpn.node import Credentials
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.policy.model import Cluster, Policy, Tunnel
 from rvpn.session_control import Kind, Status
 from rvpn.sessions import Session

@@ -1,0 +1,86 @@
+"""
+Certificates while a service runs: their files change, and this node's own one comes to its end.
+
+    every FILES_INTERVAL -> a file has changed -> `changed`: the service reads them again
+                         -> once a day -> the log tells that the own certificate, or a list, is at its end
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import gmtime, strftime, time
+from typing import Any
+
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from rvpn.keyexchange.credentials import Authenticator
+
+#: Seconds between looks at the files.
+FILES_INTERVAL = 2.0
+#: Seconds before its end from which on a certificate is worth a warning, and between two warnings.
+SOON, AGAIN = 14 * 86400.0, 86400.0
+
+_State = tuple[tuple[int, int, int] | None, ...]
+
+
+class CertificateWatch:
+    """
+    See the module.
+
+    `files` returns the files and `own` what was read of them, as the policy in force has it. A file that is
+    written in place may be seen half written; it changes once more then.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        files: Callable[[], Iterable[Path]],
+        own: Callable[[], Authenticator | None],
+        changed: Callable[[], None],
+        reactor: Any,
+    ) -> None:
+        self._files, self._own, self._changed = files, own, changed
+        self._seen = self._state()
+        self._told_at = 0.0
+        self._loop = LoopingCall(self._look)
+        self._loop.clock = reactor
+        self._loop.start(FILES_INTERVAL)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._loop.running:
+            self._loop.stop()
+
+    def _look(self) -> None:
+        state = self._state()
+        if state != self._seen:
+            self._seen, self._told_at = state, 0.0
+            self._changed()
+        own, now = self._own(), time()
+        if own is not None and now >= self._told_at + AGAIN:
+            self._told_at = now
+            self._warn(own, now)
+
+    def _state(self) -> _State:
+        return tuple(map(_stat, self._files()))
+
+    def _warn(self, own: Authenticator, now: float) -> None:
+        for what, end in own.ends.items():
+            if end < now:
+                self._log.error("{what} expired on {day}", what=what, day=day(end))
+            elif end < now + SOON:
+                self._log.warn("{what} expires on {day}", what=what, day=day(end))
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def day(seconds: float) -> str:
+    """Write a time in seconds since 1970."""
+    return strftime("%Y-%m-%d %H:%M:%S UTC", gmtime(seconds))

@@ -1,0 +1,246 @@
+"""`rvpn.certificatefiles`: what a policy names of certificates, and all that can be wrong with the files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from rvpn import certificatefiles, keyfile
+from rvpn.certificatefiles import FileFault
+from rvpn.cli import policy
+from rvpn.constants import Mechanism, Role
+from rvpn.keyexchange.tls import CertificateAuthenticator
+from rvpn.policy import load
+from rvpn.service import certificates, configuration
+from rvpn.service.certificates import FILES_INTERVAL, CertificateWatch
+from tests.certificates import DAY, TODAY, Authority, Issued, authenticator, rsa_key
+
+POLICY = """\
+[IDENTITY]
+Certificate = own.pem
+CertificateKey = own.key
+[AUTHORITIES]
+Authority1 = ca.pem 10.99.0.0/24
+Authority7 = other.pem
+Revoked = crl.pem
+[LAN]
+Networks = 10.0.0.0/8
+"""
+
+
+class FilesTestCase(SynchronousTestCase):
+    """A directory with a gateway's policy and all the files that it names."""
+
+    def setUp(self) -> None:
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
+        self.ca, self.other = Authority(), Authority("Other CA")
+        self.issued, self.gone = self.ca.gateway(), self.ca.client()
+        self.write("own.key", self.issued.key_pem)
+        self.write("own.pem", self.issued.pem)
+        self.write("ca.pem", self.ca.pem)
+        self.write("other.pem", self.other.pem)
+        self.revoke(self.gone)
+        self.write("node.policy", POLICY.encode())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file that only its owner may read."""
+        path = self.directory / name
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+        path.write_bytes(content)
+
+    def revoke(self, *certificates: Issued, by: Authority | None = None) -> None:
+        """Write the revocation list."""
+        self.write("crl.pem", (by or self.ca).revocation(*certificates).public_bytes(Encoding.PEM))
+
+    def load(self, role: Role = Role.GATEWAY) -> CertificateAuthenticator:
+        """Read all files."""
+        return certificatefiles.load(load(POLICY, "node.policy"), self.directory, role)
+
+
+class LoadTests(FilesTestCase):
+    """`load`."""
+
+    def test_all(self) -> None:
+        """Certificate, key, authorities with their ranges, and what they revoked."""
+        files = self.load().files
+        first, second = files.authorities
+        self.assertEqual((files.certificate, files.role), (self.issued.certificate, Role.GATEWAY))
+        self.assertEqual((first.label, first.name), ("Authority1", "Test CA"))
+        self.assertEqual([str(network) for network in first.networks], ["10.99.0.0/24"])
+        self.assertEqual(first.revoked, {self.gone.certificate.serial_number})
+        self.assertEqual((second.label, second.networks, second.revoked), ("Authority7", (), frozenset()))
+        self.assertEqual(first.list_ends_at, TODAY + DAY)
+
+    def fault(self, statement: str, words: str, role: Role = Role.GATEWAY) -> None:
+        """Assert that a file is refused, in one line that names it, at the statement that names it."""
+        error = self.assertRaises(FileFault, self.load, role)
+        self.assertEqual(error.statement, statement)
+        self.assertTrue(str(error).startswith(f"{self.directory}/"), error)
+        self.assertIn(words, str(error))
+        self.assertNotIn("\n", str(error))
+
+    def test_own(self) -> None:
+        """The own certificate has to be one of this role, with a key that is its own and a secret."""
+        self.fault(
+            "Certificate", "own.pem: certificate 'gw1': found extended key usage serverAuth", Role.CLIENT
+        )
+        for content, words in (
+            (b"rubbish", "own.pem: found something else, expected a certificate in PEM"),
+            (
+                self.ca.gateway(key=rsa_key(2048)).pem,
+                "own.pem: found an RSA key of 2048 bits, expected Ed25519",
+            ),
+            (self.ca.gateway().pem, "own.key: found a key that is not the certificate's, expected its"),
+        ):
+            self.write("own.pem", content)
+            self.fault("CertificateKey" if "own.key" in words else "Certificate", words)
+        (self.directory / "own.pem").unlink()
+        self.fault("Certificate", "own.pem: cannot read this file: No such file or directory")
+        os.mkfifo(self.directory / "own.pem")
+        self.fault("Certificate", "own.pem: found something that is not a regular file")
+
+    def test_key(self) -> None:
+        """A key is in PEM, not encrypted, and nobody else may read it."""
+        encrypted = self.issued.key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+        )
+        self.write("own.key", encrypted)
+        self.fault("CertificateKey", "own.key: found an encrypted key, expected one that a service can read")
+        self.write("own.key", b"rubbish")
+        self.fault("CertificateKey", "own.key: found something else, expected a private key in PEM")
+        self.write("own.key", self.issued.key_pem)
+        (self.directory / "own.key").chmod(0o640)
+        self.fault("CertificateKey", "own.key: found mode 0640, expected 0600")
+
+    def test_authorities(self) -> None:
+        """An authority is a certificate that may issue others, and strong."""
+        for own, words in (
+            (self.issued, "found a certificate that may not issue others, expected that of an authority"),
+            (Authority(key=rsa_key(2048)), "found an RSA key of 2048 bits"),
+            (Authority(""), "found an authority without a common name"),
+        ):
+            self.write("other.pem", own.pem)
+            self.fault("Authority7", f"other.pem: {words}")
+
+    def test_lists(self) -> None:
+        """A list that no authority of the policy signed would be of no effect, and is refused."""
+        self.revoke(by=Authority("Test CA"))
+        self.fault("Revoked", "crl.pem: found a revocation list that 'Test CA' is said to have signed")
+        self.write("crl.pem", self.ca.pem)
+        self.fault("Revoked", "crl.pem: found something else, expected a revocation list in PEM")
+
+    def test_check(self) -> None:
+        """`rvpn policy check` warns of such a file at its line."""
+        file = self.directory / "node.policy"
+        self.assertEqual(policy._diagnose(str(file)), [])
+        self.write("crl.pem", b"rubbish")
+        (found,) = policy._diagnose(str(file))
+        self.assertTrue(str(found).startswith(f"{file}:7: warning: {self.directory}/crl.pem: found"), found)
+
+
+class ConfigurationTests(FilesTestCase):
+    """What a service makes of them."""
+
+    def test_mechanisms(self) -> None:
+        """A node without certificates offers none, and never imports what they need."""
+        credentials = configuration.read(self.directory / "node.policy", Role.GATEWAY).credentials
+        self.assertEqual(credentials.mechanisms, (Mechanism.TLS,))
+        self.assertNotIn("private", repr(credentials))
+
+    def test_fixed(self) -> None:
+        """Whether there are certificates takes a restart to change; what is in them does not."""
+        file = self.directory / "node.policy"
+        before = configuration.read(file, Role.GATEWAY)
+        renewed = self.ca.gateway()
+        self.write("own.pem", renewed.pem)
+        self.write("own.key", renewed.key_pem)
+        self.assertEqual(before.fixed_but_changed(configuration.read(file, Role.GATEWAY)), [])
+
+    def test_files(self) -> None:
+        """All of the files are watched."""
+        found = configuration.certificate_files(load(POLICY, "node.policy"), self.directory)
+        self.assertEqual(
+            sorted(path.name for path in found), ["ca.pem", "crl.pem", "other.pem", "own.key", "own.pem"]
+        )
+
+
+class WatchTests(FilesTestCase):
+    """`CertificateWatch`."""
+
+    def setUp(self) -> None:
+        """Watch the files, at a time of day that the test sets."""
+        super().setUp()
+        self.now, self.changes, self.own = TODAY, 0, self.load()
+        self.patch(certificates, "time", lambda: self.now)
+        self.events: list[LogEvent] = []
+        observer: Any = self.events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.clock = Clock()
+        files = configuration.certificate_files(load(POLICY, "node.policy"), self.directory)
+        watch = CertificateWatch(lambda: files, lambda: self.own, self.changed, self.clock)
+        self.addCleanup(watch.close)
+
+    def changed(self) -> None:
+        """Count a change."""
+        self.changes += 1
+
+    def told(self) -> list[str]:
+        """Return what was logged since the last call."""
+        found = [event["log_format"].format(**event) for event in self.events if "what" in event]
+        self.events.clear()
+        return found
+
+    def test_change(self) -> None:
+        """Each change of a file is seen once: a new one, a removed one, one that is back."""
+        for act in (
+            lambda: self.revoke(self.gone, self.issued),
+            lambda: (self.directory / "crl.pem").unlink(),
+            lambda: self.revoke(),
+            lambda: self.write("own.pem", self.ca.gateway().pem),
+        ):
+            before = self.changes
+            act()
+            self.clock.pump([FILES_INTERVAL] * 3)
+            self.assertEqual(self.changes, before + 1)
+
+    def test_ends(self) -> None:
+        """Once a day, and when a file has changed, the log tells what is at its end."""
+        soon = [f"{what} expires on 2023-11-15 22:13:20 UTC" for what in self.own.ends]
+        self.assertEqual(len(soon), 4)
+        self.assertEqual(self.told(), soon)
+        self.clock.pump([FILES_INTERVAL] * 3)
+        self.assertEqual(self.told(), [])
+        self.now += 1.5 * DAY
+        self.clock.advance(FILES_INTERVAL)
+        self.assertEqual(self.told(), [line.replace("expires", "expired") for line in soon])
+        self.now, self.own = TODAY, authenticator(Role.GATEWAY, self.ca.gateway(end=TODAY + 15 * DAY))
+        self.revoke()
+        self.clock.advance(FILES_INTERVAL)
+        self.assertEqual(self.told(), [], "two weeks are not soon")
+
+
+class ImportTests(FilesTestCase):
+    """A node without certificates."""
+
+    def test_spared(self) -> None:
+        """It imports nothing of the mechanism `tls`, and so needs no memory for it."""
+        keyfile.create(str(self.directory / "noise.key"))
+        self.write("noise.policy", b"[IDENTITY]\nPrivateKey = noise.key\n[LAN]\nNetworks = 10.0.0.0/8\n")
+        for name, imports in ("noise.policy", False), ("node.policy", True):
+            program = (
+                "import sys; from pathlib import Path; import rvpn.tap; from rvpn.constants import Role\n"
+                "from rvpn.service import configuration\n"
+                f"configuration.read(Path({str(self.directory / name)!r}), Role.GATEWAY)\n"
+                "print('rvpn.keyexchange.tls' in sys.modules)"
+            )
+            told = subprocess.check_output([sys.executable, "-c", program], text=True, timeout=30)
+            self.assertEqual(told, f"{imports}\n", name)
