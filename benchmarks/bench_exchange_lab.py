@@ -1,15 +1,16 @@
 """
 Key exchange with a real gateway in the lab: the time and the CPU that one takes, and how many there can be.
 
-    this process: the lab, a gateway that knows CLIENTS clients, and this file again in the client's node
+    this process: the lab, a gateway that accepts CLIENTS clients, and this file again in the client's node
         -> each of the clients (`rvpn.client`, with a socket each) exchanges keys once
         -> EXCHANGES one after another, in one round trip; EXCHANGES with old timestamps, which draw cookies
+           (`tls` always draws one: there it is EXCHANGES once)
         -> IN_FLIGHT at a time, as many as the gateway takes
     <- figures in JSON: printed with `--json`, else as a table
 
-Run `python benchmarks/bench_exchange_lab.py`; it takes 20 seconds and needs what `rvpn lab` needs. An
-exchange lasts from the client's wish for keys until an ESP packet under them has come back, when both ends
-are sure of them. CPU is that of the whole process, user and system.
+Run `python benchmarks/bench_exchange_lab.py [--mechanism tls]`; it takes 20 seconds and needs what `rvpn lab`
+needs. An exchange lasts from the client's wish for keys until an ESP packet under them has come back, when
+both ends are sure of them. CPU is that of the whole process, user and system.
 """
 
 import argparse
@@ -29,9 +30,9 @@ from math import inf
 from socket import AF_INET, SOCK_DGRAM, socket
 from statistics import median, quantiles
 
-from rvpn import keyfile
+from rvpn import certificatefiles, keyfile
 from rvpn.client import Client
-from rvpn.constants import DEFAULT_PORT, KEY_EXCHANGE_MARKER, Mechanism
+from rvpn.constants import DEFAULT_PORT, KEY_EXCHANGE_MARKER, Mechanism, Role
 from rvpn.errors import LocalError
 from rvpn.interfaces import Action, DatagramBatch, Endpoint, IPAddress, PacketBatch, Path, PeerIdentity, Send
 from rvpn.keyexchange import tokens
@@ -39,11 +40,11 @@ from rvpn.keyexchange.acceptor import LOAD_RATE
 from rvpn.keyexchange.cookies import MAX_SPENT
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.noise import public_key
-from rvpn.lab import requirements, services
+from rvpn.lab import certificates, requirements, services
 from rvpn.lab.lab import Lab
 from rvpn.lab.report import say, table
 from rvpn.lab.topology import Topology
-from rvpn.policy import Policy
+from rvpn.policy.model import Authority, Policy
 
 CLIENTS = 128
 #: Exchanges one after another, of each kind, and the seconds from one to the next: half of what is load.
@@ -56,6 +57,8 @@ LOAD_SECONDS, LOAD_EXCHANGES = 10.0, MAX_SPENT * 3 // 4
 LOOK = 0.02
 LONGEST_RUN = 30.0
 GATEWAY = "gateway1"
+#: The directory of the initiators' certificates, in that of the lab.
+CERTIFICATES = "clients"
 
 Figures = dict[str, float]
 
@@ -91,7 +94,9 @@ class Initiator:
     `clock` is the time of day in its first messages.
     """
 
-    def __init__(self, number: int, gateway: Endpoint, identity: PeerIdentity) -> None:
+    def __init__(
+        self, number: int, gateway: Endpoint, identity: PeerIdentity, credentials: Credentials
+    ) -> None:
         self.socket = socket(AF_INET, SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.connect((str(gateway.address), gateway.port))
@@ -100,7 +105,7 @@ class Initiator:
         self._path = Path(gateway)
         self._client = Client(
             Policy(peers={gateway.address: identity}),
-            Credentials(private_key(number)),
+            credentials,
             (inner_address(number),),
             random.SystemRandom(),
             lambda: self.clock(),
@@ -156,6 +161,19 @@ class Initiator:
 def private_key(number: int) -> bytes:
     """Return a client's private key, which both processes know so; it opens nothing outside this lab."""
     return random.Random(number).randbytes(32)
+
+
+def credentials(mechanism: Mechanism, number: int, lab: str) -> Credentials:
+    """Return what an initiator authenticates with."""
+    if mechanism is Mechanism.NOISE:
+        return Credentials(private_key(number))
+    own = f"{CERTIFICATES}/client{number}"
+    policy = Policy(
+        certificate=f"{own}.pem",
+        certificate_key=f"{own}.key",
+        authorities=(Authority(1, certificates.AUTHORITY, ()),),
+    )
+    return Credentials(certificates=certificatefiles.load(policy, pathlib.Path(lab), Role.CLIENT))
 
 
 def inner_address(number: int) -> IPAddress:
@@ -235,10 +253,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def load(address: str, key: str, pid: str) -> dict[str, Figures]:
-    """Measure the gateway at `address`, which has the public `key` and the process number `pid`."""
-    gateway, identity = Endpoint(ip_address(address), DEFAULT_PORT), PeerIdentity(Mechanism.NOISE, key)
-    initiators = [Initiator(number, gateway, identity) for number in range(CLIENTS)]
+def load(mechanism: str, address: str, name: str, pid: str, directory: str) -> dict[str, Figures]:
+    """
+    Measure the gateway at `address`, called `name` (its public key, or its address), of the process `pid`.
+
+    The clients' certificates, if they have any, are in the laboratory's `directory`.
+    """
+    gateway, identity = Endpoint(ip_address(address), DEFAULT_PORT), PeerIdentity(Mechanism[mechanism], name)
+    initiators = [
+        Initiator(number, gateway, identity, credentials(identity.mechanism, number, directory))
+        for number in range(CLIENTS)
+    ]
 
     def one_after_another() -> list[Exchange]:
         return drive(initiators, EXCHANGES, interval=INTERVAL)
@@ -248,6 +273,9 @@ def load(address: str, key: str, pid: str) -> dict[str, Figures]:
 
     # The first from each key since the gateway's start draws a cookie, whatever its timestamp.
     first = measure(int(pid), lambda: drive(initiators, CLIENTS, interval=INTERVAL))
+    if identity.mechanism is Mechanism.TLS:
+        with_a_cookie = measure(int(pid), one_after_another)
+        return {"first": first, "with_a_cookie": with_a_cookie, "at_a_time": measure(int(pid), at_a_time)}
     one_round_trip = measure(int(pid), one_after_another)
     set_clocks(initiators, float)  # 0.0: older than all before, as a recording would be
     with_a_cookie = measure(int(pid), one_after_another)
@@ -269,16 +297,20 @@ def set_clocks(initiators: Iterable[Initiator], clock: Callable[[], float]) -> N
 # --- The lab ---------------------------------------------------------------------------------------------
 
 
-def run_lab() -> dict[str, Figures]:
+def run_lab(mechanism: Mechanism) -> dict[str, Figures]:
     """Return the figures of a gateway in a lab of its own. Raises `LocalError`."""
     with Lab.start(Topology(gateways=1, targets=1)) as lab:
-        services.configure(lab)
-        add_clients(lab.directory / f"{GATEWAY}.policy")
+        services.configure(lab, mechanism=mechanism)
+        address = name = str(lab.topology.gateway_address(GATEWAY))
+        if mechanism is Mechanism.TLS:
+            certify_clients(lab.directory)
+        else:
+            name = keyfile.public_key(str(lab.directory / f"{GATEWAY}.key"))
+            add_clients(lab.directory / f"{GATEWAY}.policy")
         services.start(lab, GATEWAY)
-        address = str(lab.topology.gateway_address(GATEWAY))
-        key = keyfile.public_key(str(lab.directory / f"{GATEWAY}.key"))
         pid = str(lab.status()["processes"][GATEWAY]["pid"])
-        argv = [sys.executable, str(pathlib.Path(__file__).resolve()), "--load", address, key, pid]
+        told = (mechanism.name, address, name, pid, str(lab.directory))
+        argv = [sys.executable, str(pathlib.Path(__file__).resolve()), "--load", *told]
         finished = lab.run("client", argv, timeout=LONGEST_RUN)
         if finished.code:
             raise LocalError(finished.errors.decode(errors="replace").strip())
@@ -296,6 +328,19 @@ def add_clients(policy: pathlib.Path) -> None:
     public = (b64encode(public_key(private_key(number))).decode() for number in range(CLIENTS))
     lines = (f"Client{2 + n} = {key} {inner_address(n)}\n" for n, key in enumerate(public))
     policy.write_text(policy.read_text().replace(title, title + "".join(lines)))
+
+
+def certify_clients(lab: pathlib.Path) -> None:
+    """Issue the initiators' certificates by an authority of their own, and have the gateway accept that."""
+    place = lab / CERTIFICATES
+    place.mkdir()
+    clients = {f"client{number}": [str(inner_address(number))] for number in range(CLIENTS)}
+    certificates.issue(place, {}, clients, "clients")
+    title, file = "[AUTHORITIES]\n", lab / f"{GATEWAY}.policy"
+    line = (
+        f"Authority2 = {place / certificates.AUTHORITY} {inner_address(0)} - {inner_address(CLIENTS - 1)}\n"
+    )
+    file.write_text(file.read_text().replace(title, title + line))
 
 
 def report(figures: dict[str, Figures]) -> None:
@@ -316,14 +361,15 @@ def main() -> int:
     """Measure and print; where there can be no lab, say so and leave it at that."""
     parser = argparse.ArgumentParser(description="Measure key exchanges with a gateway in the lab.")
     parser.add_argument("--json", action="store_true", help="print one JSON object, times in seconds")
-    parser.add_argument("--load", nargs=3, metavar=("ADDRESS", "KEY", "PID"), help=argparse.SUPPRESS)
+    parser.add_argument("--mechanism", choices=("noise", "tls"), default="noise", help="default: noise")
+    parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if not chosen.load and (missing := requirements.missing()):
         reason = " ".join(missing)
         say(json.dumps({"not_measured": reason}) if chosen.json else f"not measured: {reason}")
         return 0
     try:
-        figures = load(*chosen.load) if chosen.load else run_lab()
+        figures = load(*chosen.load) if chosen.load else run_lab(Mechanism[chosen.mechanism.upper()])
     except LocalError as error:
         sys.stderr.write(f"{error}\n")
         return 1

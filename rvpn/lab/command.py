@@ -59,7 +59,10 @@ def register(commands: Subparsers) -> None:
     demo.add_argument(
         "--report", type=Path, default=Path("rvpn-demo.html"), metavar="FILE", help="default: rvpn-demo.html"
     )
-    demo.set_defaults(run=lambda options: demonstrate(options.family, options.keep, options.report))
+    trials_command.add_mechanism(demo)
+    demo.set_defaults(
+        run=lambda options: demonstrate(options.family, options.keep, options.report, options.mechanism)
+    )
 
 
 def _register_life(parsers: Subparsers) -> None:
@@ -73,6 +76,7 @@ def _register_life(parsers: Subparsers) -> None:
         default="proxy-arp",
         help="whether gateways answer for the client on the LAN (default), or targets have routes",
     )
+    trials_command.add_mechanism(up)
     up.add_argument("--bare", action="store_true", help="the network alone, without services")
     up.set_defaults(run=_up)
     down = parsers.add_parser("down", help="end the lab and everything in it")
@@ -181,7 +185,7 @@ def _up(options: argparse.Namespace) -> int:
     lab = Lab.start(topology, fresh_directory(), detached=True)
     try:
         if not options.bare:
-            services.configure(lab)
+            services.configure(lab, mechanism=options.mechanism)
             gateway = services.start_all(lab)
             lab.serve_targets()
             say(f"The client has a session with {gateway}.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvpn.constants import Role
+from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
 from rvpn.lab import services, story
 from rvpn.lab.capture import LAN_LINK, OUTSIDE_LINK, Capture, Counts
@@ -54,7 +54,7 @@ class Visit:
     stream: dict[str, Any]
 
 
-def demonstrate(family: int, keep: bool, report: Path) -> int:
+def demonstrate(family: int, keep: bool, report: Path, mechanism: Mechanism = Mechanism.NOISE) -> int:
     """
     Run the demonstration with this outside family and write its report; return 0, or 1 if a check failed.
 
@@ -67,7 +67,7 @@ def demonstrate(family: int, keep: bool, report: Path) -> int:
     lab = Lab.start(topology, fresh_directory() if keep else None, detached=keep)
     passed = False
     try:
-        passed = _demonstrate(lab, report)
+        passed = _demonstrate(lab, report, mechanism)
         say(f"\nThe report, to be opened in a browser: {report.absolute()}")
         say(f"{'Passed' if passed else 'FAILED'} in {time.monotonic() - begun:.1f} s.")
     finally:
@@ -79,8 +79,8 @@ def demonstrate(family: int, keep: bool, report: Path) -> int:
     return 0 if passed else 1
 
 
-def _demonstrate(lab: Lab, report: Path) -> bool:
-    services.configure(lab, {Role.CLIENT: story.GENERAL})
+def _demonstrate(lab: Lab, report: Path, mechanism: Mechanism) -> bool:
+    services.configure(lab, {Role.CLIENT: story.GENERAL}, mechanism)
     with Capture.start(lab, OUTSIDE_LINK) as outside, Capture.start(lab, LAN_LINK) as lan:
         say("- starting three gateways and the client")
         gateway = services.start_all(lab)

@@ -12,8 +12,9 @@ from typing import Any
 
 from rvpn import keyfile
 from rvpn.cli.control_client import ask
-from rvpn.constants import Role
+from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
+from rvpn.lab import certificates
 from rvpn.lab.lab import Lab, tail
 from rvpn.lab.topology import LAN, LAN_NETWORKS
 
@@ -22,20 +23,47 @@ _POLL = 0.05
 
 #: Keywords and values for the [GENERAL] section of a role's policies.
 General = Mapping[Role, Mapping[str, str]]
+#: Lines of a policy by section.
+Sections = Mapping[str, Iterable[str]]
 
 
-def configure(lab: Lab, general: General | None = None) -> None:
+def configure(lab: Lab, general: General | None = None, mechanism: Mechanism = Mechanism.NOISE) -> None:
     """
-    Make keys and policies for the client and all gateways in the laboratory's directory.
+    Make keys, or with `tls` certificates, and policies for the client and all gateways, in the laboratory's
+    directory.
 
     `general` adds to [GENERAL]. Raises `LocalError` if there are keys already.
     """
     general = general or {}
-    names = ("client", *lab.topology.gateway_names)
-    keys = {name: keyfile.create(str(lab.directory / f"{name}.key")) for name in names}
-    _write(lab, "client", _client_policy(lab, keys, general.get(Role.CLIENT, {})))
+    for_client, for_gateway = (_pin if mechanism is Mechanism.NOISE else _certify)(lab)
+    _write(lab, "client", _client_policy(lab, for_client, general.get(Role.CLIENT, {})))
     for name in lab.topology.gateway_names:
-        _write(lab, name, _gateway_policy(lab, name, keys["client"], general.get(Role.GATEWAY, {})))
+        _write(lab, name, _gateway_policy(lab, name, for_gateway, general.get(Role.GATEWAY, {})))
+
+
+def _pin(lab: Lab) -> tuple[Sections, Sections]:
+    """Make keys; return what the client's and the gateways' policies say of each other's."""
+    topology, directory = lab.topology, lab.directory
+    keys = {n: keyfile.create(str(directory / f"{n}.key")) for n in ("client", *topology.gateway_names)}
+    peers = [f"{topology.gateway_address(name)} = {keys[name]}" for name in topology.gateway_names]
+    clients = f"Client1 = {keys['client']} {', '.join(map(str, topology.inner_addresses))}"
+    identity = {"IDENTITY": (f"PrivateKey = {directory}/{{name}}.key",)}
+    return {**identity, "PEERS": peers}, {**identity, "CLIENTS": (clients,)}
+
+
+def _certify(lab: Lab) -> tuple[Sections, Sections]:
+    """Make certificates; then no policy names anybody."""
+    topology, directory = lab.topology, lab.directory
+    inner = [str(address) for address in topology.inner_addresses]
+    gateways = {name: [str(topology.gateway_address(name))] for name in topology.gateway_names}
+    certificates.issue(directory, gateways, {"client": inner})
+    files = (f"Certificate = {directory}/{{name}}.pem", f"CertificateKey = {directory}/{{name}}.key")
+    by_default = {"GENERAL": ("Mechanism = tls",), "IDENTITY": files}
+    authority = f"Authority1 = {directory / certificates.AUTHORITY}"
+    return (
+        {**by_default, "AUTHORITIES": (authority,)},
+        {**by_default, "AUTHORITIES": (" ".join((authority, *inner)),)},
+    )
 
 
 def start(lab: Lab, *names: str, timeout: float = START_TIME) -> None:
@@ -146,28 +174,26 @@ def _wait_up(lab: Lab, name: str, deadline: float) -> None:
 # --- Policies ------------------------------------------------------------------------------------
 
 
-def _client_policy(lab: Lab, keys: Mapping[str, str], general: Mapping[str, str]) -> str:
-    gateways = {lab.topology.gateway_address(name): keys[name] for name in lab.topology.gateway_names}
+def _client_policy(lab: Lab, more: Sections, general: Mapping[str, str]) -> str:
+    gateways = [str(lab.topology.gateway_address(name)) for name in lab.topology.gateway_names]
     tunnels = (f"Tunnel{number} = {network} Cluster 1" for number, network in enumerate(LAN_NETWORKS, 1))
     return _policy(
         {
             "GENERAL": _lines({"RandomizeClusters": "no", **general}),
-            "PEERS": (f"{address} = {key}" for address, key in gateways.items()),
             "DEVICE": ("Name = rvpn0", f"InnerAddress = {' '.join(map(str, lab.topology.inner_addresses))}"),
-            "CLUSTER": (f"Cluster 1 = {' '.join(map(str, gateways))}",),
+            "CLUSTER": (f"Cluster 1 = {' '.join(gateways)}",),
             "TUNNEL": tunnels,
         },
+        more,
         lab,
         "client",
     )
 
 
-def _gateway_policy(lab: Lab, name: str, client_key: str, general: Mapping[str, str]) -> str:
-    inner = ", ".join(map(str, lab.topology.inner_addresses))
+def _gateway_policy(lab: Lab, name: str, more: Sections, general: Mapping[str, str]) -> str:
     return _policy(
         {
             "GENERAL": _lines({"Listen": str(lab.topology.gateway_address(name)), **general}),
-            "CLIENTS": (f"Client1 = {client_key} {inner}",),
             "DEVICE": ("Name = rvpn0",),
             "LAN": (
                 f"Interface = {LAN}",
@@ -175,6 +201,7 @@ def _gateway_policy(lab: Lab, name: str, client_key: str, general: Mapping[str, 
                 f"Presence = {'proxy-arp' if lab.topology.proxy_arp else 'none'}",
             ),
         },
+        more,
         lab,
         name,
     )
@@ -184,14 +211,13 @@ def _lines(values: Mapping[str, str]) -> Iterator[str]:
     return (f"{keyword} = {value}" for keyword, value in values.items())
 
 
-def _policy(sections: Mapping[str, Iterable[str]], lab: Lab, name: str) -> str:
-    own = {
-        "IDENTITY": (f"PrivateKey = {lab.directory / name}.key",),
-        "CONTROL": (f"Socket = {_socket(lab, name)}", f"StateDirectory = {lab.directory / name}.state"),
-    }
-    return (
-        "\n\n".join("\n".join((f"[{title}]", *lines)) for title, lines in {**sections, **own}.items()) + "\n"
-    )
+def _policy(sections: Sections, more: Sections, lab: Lab, name: str) -> str:
+    """Write a policy of these sections, those of `more` last; `{name}` in the latter is the node's."""
+    own = {"CONTROL": (f"Socket = {_socket(lab, name)}", f"StateDirectory = {lab.directory / name}.state")}
+    merged = {title: [*lines] for title, lines in {**sections, **own}.items()}
+    for title, lines in more.items():
+        merged.setdefault(title, []).extend(line.format(name=name) for line in lines)
+    return "\n\n".join("\n".join((f"[{title}]", *lines)) for title, lines in merged.items()) + "\n"
 
 
 def _write(lab: Lab, name: str, policy: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from random import Random
 from typing import Any, Self
 
-from rvpn.constants import BACKOFF_LAST, EXCHANGE_TIME, Role
+from rvpn.constants import BACKOFF_LAST, EXCHANGE_TIME, Mechanism, Role
 from rvpn.errors import LocalError
 from rvpn.lab import faults, services
 from rvpn.lab.lab import Lab, tail
@@ -57,11 +57,11 @@ class Bench:
         self._random = Random(1)  # noqa: S311 (repeatable)
 
     @classmethod
-    def start(cls, terms: Terms, family: int = 4) -> Self:
+    def start(cls, terms: Terms, family: int = 4, mechanism: Mechanism = Mechanism.NOISE) -> Self:
         """Start the laboratory, the services and the traffic. Raises `LocalError`."""
         with ExitStack() as resources:
             lab = resources.enter_context(Lab.start(Topology(family, targets=1, proxy_arp=True)))
-            services.configure(lab, {Role.CLIENT: terms.general()})
+            services.configure(lab, {Role.CLIENT: terms.general()}, mechanism)
             services.start_all(lab)
             lab.serve_targets()
             bench = cls(lab, terms, resources)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 from rvpn.cli.subcommand import Subparsers
-from rvpn.constants import CONFIRM_TIME, HeartbeatMode
+from rvpn.constants import CONFIRM_TIME, HeartbeatMode, Mechanism
 from rvpn.errors import LocalError
 from rvpn.lab import economy
 from rvpn.lab.economy import Count
@@ -68,8 +68,27 @@ def _register_failover(parsers: Subparsers) -> None:
         help="HeartbeatResponseTime, seconds or auto (default: 0.05)",
     )
     failover.add_argument("--family", type=int, choices=(4, 6), default=4, help="IP version outside")
+    add_mechanism(failover)
     failover.add_argument("--json", action="store_true", help="print one JSON object")
     failover.set_defaults(run=_failover)
+
+
+def add_mechanism(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how the lab's nodes authenticate."""
+    parser.add_argument(
+        "--mechanism",
+        type=_mechanism,
+        default=Mechanism.NOISE,
+        metavar="NAME",
+        help="noise (default) or tls: by pinned keys, or by certificates",
+    )
+
+
+def _mechanism(text: str) -> Mechanism:
+    try:
+        return Mechanism[text.upper()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected noise or tls") from None
 
 
 def _mode(text: str) -> HeartbeatMode:
@@ -92,7 +111,7 @@ def _failover(options: argparse.Namespace) -> int:
     for name in names:
         if not options.json:
             say(f"- {name}")
-        with Bench.start(_terms(name, options), options.family) as bench:
+        with Bench.start(_terms(name, options), options.family, options.mechanism) as bench:
             done.append(bench.series(name, options.trials, _told(options)))
     if options.json:
         say(json.dumps(done[0].figures() if len(done) == 1 else together(done)))

@@ -7,7 +7,7 @@ announcement on the LAN and the round trip, and for a machine that does other th
 
 import time
 
-from rvpn.constants import HeartbeatMode
+from rvpn.constants import HeartbeatMode, Mechanism
 from rvpn.lab import economy, faults, services
 from rvpn.lab.capture import OUTSIDE_LINK, Capture
 from rvpn.lab.classify import Kind
@@ -29,9 +29,11 @@ class FaultTests(LabTestCase):
 
     timeout = 120
 
-    def start(self, terms: Terms | None = None, family: int = 4) -> None:
+    def start(
+        self, terms: Terms | None = None, family: int = 4, mechanism: Mechanism = Mechanism.NOISE
+    ) -> None:
         """Start the laboratory that the series of this test share."""
-        self.bench = Bench.start(terms or Terms(), family)
+        self.bench = Bench.start(terms or Terms(), family, mechanism)
         self.addCleanup(self.bench.__exit__)
 
     def series(self, fault: str) -> Figures:
@@ -55,6 +57,19 @@ class FaultTests(LabTestCase):
         self.assertLess(kill["outage_s"]["median"], kill["bound_s"] / 2)
         self.series("restart")
         self.series("all-dead")
+
+    def test_by_certificates(self) -> None:
+        """Three gateways and a client that know each other by certificates alone: the same figures."""
+        self.start(mechanism=Mechanism.TLS)
+        kill = self.series("kill")
+        self.assertLess(kill["outage_s"]["median"], kill["bound_s"] / 2)
+        self.assertEqual(self.series("cut")["moves"], TRIALS)
+        for name in "client", "gateway1", "gateway2", "gateway3":
+            for session in services.ask_status(self.bench.lab, name)["sessions"]:
+                self.assertEqual(session["authentication"]["mechanism"], "tls")
+            policy = (self.bench.lab.directory / f"{name}.policy").read_text()
+            self.assertNotIn("[PEERS]", policy)
+            self.assertNotIn("[CLIENTS]", policy)
 
     def test_without_standby(self) -> None:
         """Without a standby the outage is longer by one key exchange at most, here with IPv6 outside."""

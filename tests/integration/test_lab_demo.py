@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from signal import SIGTERM
 
-from rvpn.constants import Role
+from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
 from rvpn.lab import demo, faults, services
 from rvpn.lab.classify import Kind
@@ -19,12 +19,25 @@ class DemoTests(LabTestCase):
 
     def test_passes(self) -> None:
         """
-        It passes with IPv4 and with IPv6 outside, what it prints is fit for a file, and its report is there.
+        It passes with IPv4 and pinned keys, and with IPv6 outside and certificates; what it prints is fit for
+        a file, and its report is there.
         """
-        for family in ("4", "6"):
+        for family, mechanism in (("4", "noise"), ("6", "tls")):
             report = Path(self.mktemp())
             done = subprocess.run(
-                [sys.executable, "-m", "rvpn", "lab", "demo", "--family", family, "--report", str(report)],
+                [
+                    sys.executable,
+                    "-m",
+                    "rvpn",
+                    "lab",
+                    "demo",
+                    "--family",
+                    family,
+                    "--mechanism",
+                    mechanism,
+                    "--report",
+                    str(report),
+                ],
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -52,8 +65,8 @@ class DemoTests(LabTestCase):
         """A service that does not start is named, with the end of its log."""
         configure = services.configure
 
-        def spoil(lab: Lab, general: services.General) -> None:
-            configure(lab, general)
+        def spoil(lab: Lab, general: services.General, mechanism: Mechanism) -> None:
+            configure(lab, general, mechanism)
             (lab.directory / "gateway2.policy").write_text("[GENERAL]\nHeartbeat = LOUD\n")
 
         self.patch(sys, "stdout", io.StringIO())
