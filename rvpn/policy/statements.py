@@ -2,11 +2,12 @@
 Text -> statements: the first half of reading a policy file (DESIGN 7).
 
 `Source` takes a file line by line: it cuts off comments, follows the sections, looks each keyword up in
-`keys.KEYS` and has the key's type convert the value. Faults become `Diagnostic`s and reading goes on.
+`keys.KEYS` and has the key's type convert the value. Where a value is the name of a PEM file, that file's
+content may stand on the lines below instead. Faults become `Diagnostic`s and reading goes on.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from string import digits
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from rvpn.policy.values import HOST, QUOTED_LENGTH, GrammarError, quote
 MAX_LINE = 4096
 #: Digits of the longest number of a tunnel entry, cluster or client.
 MAX_DIGITS = 60
+_BEGIN, _END = b"-----BEGIN ", b"-----END "
+_PEM_LINE = re.compile(rb"-----(BEGIN|END) [A-Z0-9 ]{1,40}-----|[A-Za-z0-9+/]{1,128}={0,2}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -52,9 +56,9 @@ class Source:
         self.lines: dict[str, int] = {}
         self.errors: list[Diagnostic] = []
         self._section: str | None = ""  # empty before the first, None after a faulty one
-        for line, raw in _numbered(text):
+        for line, raw, below in _with_pem(_numbered(text)):
             try:
-                self._take(line, _without_comment(raw))
+                self._take(line, _without_comment(raw), _pem(below))
             except GrammarError as fault:
                 self.error(line, fault)
 
@@ -67,16 +71,18 @@ class Source:
         """Return the faultless statements for one field of `Policy`, in the order of the file."""
         return [statement for statement in self.statements if statement.key.field == field]
 
-    def _take(self, line: int, text: str) -> None:
+    def _take(self, line: int, text: str, pem: str) -> None:
         if text.startswith("["):
             self._section = None
             self._section = _section_named(text)
             self._is_first(line, f"[{self._section}]")
+            if pem:
+                raise GrammarError("PEM below a section", "above it the statement to which it belongs")
         elif text and self._section:
-            self._statement(line, self._section, text)
-        elif text and self._section == "":
+            self._statement(line, self._section, text, pem)
+        elif (text or pem) and self._section == "":
             self._section = None
-            found = f"{quote(text)} before any section"
+            found = f"{quote(text) if text else 'PEM'} before any section"
             raise GrammarError(found, f"[{SECTIONS[0]}] or another section first")
 
     def _is_first(self, line: int, name: str) -> bool:
@@ -86,7 +92,10 @@ class Source:
             self.error(line, GrammarError(f"a second {name} (the first is on line {first})", "only one"))
         return first == line
 
-    def _statement(self, line: int, section: str, text: str) -> None:
+    def _statement(self, line: int, section: str, text: str, pem: str) -> None:
+        if _BASE64.fullmatch(text):
+            # It may be a line of a secret key, and must not be quoted.
+            raise GrammarError("base64 outside of a PEM block", "-----BEGIN ...----- above it")
         left, equals, right = (part.strip() for part in text.partition("="))
         if not equals:
             raise GrammarError(quote(text), "<keyword> = <value>")
@@ -94,7 +103,7 @@ class Source:
         name = key.statement(label)
         first = self._is_first(line, name)
         try:
-            value = key.type.parse(right)
+            value = key.type.parse_pem(right, pem) if pem else key.type.parse(right)
         except* GrammarError as faults:
             for fault in faults.exceptions:
                 self.error(line, fault, name)
@@ -107,6 +116,36 @@ def _numbered(text: str | bytes) -> Iterator[tuple[int, bytes]]:
     """Number the lines from 1; a byte order mark is no part of the first."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     return enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+
+
+def _with_pem(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, list[bytes]]]:
+    """
+    Yield each line with the lines of the PEM blocks that follow it (RFC 7468).
+
+    Blank lines and comments in between belong to nothing.
+    """
+    above: tuple[int, bytes, list[bytes]] = (1, b"", [])
+    inside = False
+    for number, raw in lines:
+        line = raw.strip()
+        if inside or line.startswith(_BEGIN):
+            above[2].append(line)
+            inside = not line.startswith(_END)
+        elif not line or line.startswith((b";", b"#")):
+            yield number, raw, []
+        else:
+            yield above
+            above = (number, raw, [])
+    yield above
+
+
+def _pem(lines: list[bytes]) -> str:
+    """Return PEM blocks as text. Raises `GrammarError` if one is not complete or holds something else."""
+    if lines and not lines[-1].startswith(_END):
+        raise GrammarError("a PEM block without an end", "-----END ...-----")
+    if not all(_PEM_LINE.fullmatch(line) for line in lines):
+        raise GrammarError("a PEM block that holds something else", "base64 alone")
+    return "".join(f"{line.decode()}\n" for line in lines)
 
 
 def _without_comment(raw: bytes) -> str:

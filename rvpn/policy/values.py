@@ -49,12 +49,33 @@ def quote(text: str) -> str:
     return ascii(text if len(text) <= QUOTED_LENGTH else text[:QUOTED_LENGTH] + "...")
 
 
+class InlinePEM(str):
+    """
+    PEM that stands in the policy itself, in the place of the name of a file.
+
+    It may be a secret key, so it has no representation.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<PEM>"
+
+
 @dataclass(frozen=True, slots=True)
 class ValueType(Generic[T]):
     """A kind of value: `name` completes "expected ...", `convert` takes the text."""
 
     name: str
     convert: Callable[[str], T]
+    #: Takes what stands beside the `=`, and the PEM blocks below; None where no PEM can stand.
+    convert_pem: Callable[[str, "InlinePEM"], T] | None = None
+
+    def parse_pem(self, text: str, pem: str) -> T:
+        """Return the value of PEM below a statement, and of what stands beside its `=`, as `parse` does."""
+        if self.convert_pem is None:
+            raise GrammarError("PEM on the lines below", self.name)
+        return self.convert_pem(text, InlinePEM(pem))
 
     def parse(self, text: str) -> T:
         """Return the value of `text`. Raises `GrammarError`, or for a list an `ExceptionGroup` of them."""
@@ -272,7 +293,11 @@ def _peer(text: str) -> PeerIdentity:
 
 def _authority(text: str) -> Issuer:
     file, *ranges = text.split(maxsplit=1)
-    words = re.sub(r"\s*-\s*", "-", "".join(ranges)).split()
+    return _issuer("".join(ranges), file)
+
+
+def _issuer(ranges: str, file: str) -> Issuer:
+    words = re.sub(r"\s*-\s*", "-", ranges).split()
     return Issuer(file, tuple(n for word in words for n in summarize_address_range(*_range(word))))
 
 
@@ -284,7 +309,11 @@ def _endpoint(text: str) -> tuple[IPAddress, int | None]:
 PORT = whole_number(1, 65535)
 PUBLIC_KEY = ValueType("a public key: base64 of 32 bytes", _public_key)
 PEER = ValueType("a public key (base64 of 32 bytes), tls, or tls and a DNS name", _peer)
-AUTHORITY = ValueType("the name of a file, and perhaps addresses, first-last, or address/length", _authority)
+AUTHORITY = ValueType(
+    "the name of a file (or PEM below), and perhaps addresses, first-last, or address/length",
+    _authority,
+    _issuer,
+)
 ENDPOINT = ValueType("an endpoint as address, IPv4:port or [IPv6]:port", _endpoint)
 
 
@@ -309,6 +338,12 @@ def _interface(text: str) -> str:
     return text
 
 
+def _alone(text: str, pem: InlinePEM) -> str:
+    if text:
+        raise GrammarError(f"{quote(text)} and PEM below", "one of them")
+    return pem
+
+
 MECHANISM = choice({mechanism.name.lower(): mechanism for mechanism in Mechanism})
 HEARTBEAT = choice({mode.value: mode for mode in HeartbeatMode})
 HEARTBEAT_AUTHENTICATION = choice({"yes": False, "none": True})
@@ -320,5 +355,10 @@ TRANSFORM = choice(
 TRANSFORMS = several("aes-gcm-256, chacha20-poly1305 or both, the preferred first", TRANSFORM)
 INTERFACE = ValueType("an interface's name: 1 to 15 letters, digits or signs, but no / : %", _interface)
 FILE = ValueType("the name of a file", str)
-FILES = several("one or more names of files", FILE)
+PEM_FILE = ValueType("the name of a file, or PEM below", str, _alone)
+PEM_FILES = ValueType(
+    "one or more names of files, or PEM below",
+    several("one or more names of files", FILE).convert,
+    lambda text, pem: (_alone(text, pem),),
+)
 DIRECTORY = ValueType("the name of a directory", str)

@@ -15,6 +15,7 @@ from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY, Role
 from rvpn.keyexchange.credentials import Authenticator, Credentials
 from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, grammar
 from rvpn.policy.lint import missing_identities
+from rvpn.policy.values import InlinePEM
 
 #: What a running service cannot change, under the name that an operator knows it by.
 _FIXED_AT_START = {
@@ -86,7 +87,8 @@ def read_certificates(policy: Policy, place: Path, role: Role) -> Authenticator 
 def certificate_files(policy: Policy, place: Path) -> list[Path]:
     """Return the files behind `Credentials.certificates`, which may change while a service runs."""
     named = (policy.certificate, policy.certificate_key, *policy.revoked)
-    return [place / name for name in (*named, *(a.file for a in policy.authorities)) if name is not None]
+    names = [name for name in (*named, *(a.file for a in policy.authorities)) if name is not None]
+    return [place / name for name in names if not isinstance(name, InlinePEM)]
 
 
 def _read_policy(file: Path, role: Role) -> Policy:

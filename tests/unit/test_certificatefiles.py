@@ -137,6 +137,32 @@ class LoadTests(FilesTestCase):
         self.write("crl.pem", self.ca.pem)
         self.fault("Revoked", "crl.pem: found something else, expected a revocation list in PEM")
 
+    def test_several_lists(self) -> None:
+        """Each list in a file counts, and a damaged one is not passed over."""
+        first, second = (
+            ca.revocation(ca.client()).public_bytes(Encoding.PEM) for ca in (self.ca, self.other)
+        )
+        self.write("crl.pem", b"of two authorities\n" + first + b"\n" + second)
+        self.assertTrue(all(authority.revoked for authority in self.load().files.authorities))
+        self.write("crl.pem", first + second.replace(b"\nMI", b"\nXX"))
+        self.fault("Revoked", "crl.pem: found something else, expected a revocation list in PEM")
+
+    def test_inline(self) -> None:
+        """What stands in the policy itself is read as a file would be, and its faults name the statement."""
+        key = self.issued.key_pem.decode()
+        text = POLICY.replace("CertificateKey = own.key\n", f"CertificateKey =\n{key}")
+        self.assertNotEqual(text, POLICY)
+        (self.directory / "own.key").unlink()
+        policy = load(text, "node.policy")
+        self.assertNotIn(self.directory / "own.key", configuration.certificate_files(policy, self.directory))
+        certificatefiles.load(policy, self.directory, Role.GATEWAY)
+        other = load(text.replace(key, self.gone.key_pem.decode()), "node.policy")
+        fault = self.assertRaises(
+            certificatefiles.FileFault, certificatefiles.load, other, self.directory, Role.GATEWAY
+        )
+        self.assertEqual(fault.statement, "CertificateKey")
+        self.assertIn("the PEM below CertificateKey: found a key that is not the certificate's", str(fault))
+
     def test_check(self) -> None:
         """`rvpn policy check` warns of such a file at its line."""
         file = self.directory / "node.policy"

@@ -9,7 +9,25 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.policy import Severity, check
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = [(ROOT / "etc" / name).read_bytes() for name in ("client.policy", "gateway.policy")]
+#: A policy with PEM in it, of no use but to be read.
+INLINE = b"""[IDENTITY]
+Certificate =
+-----BEGIN CERTIFICATE-----
+QUJD
+-----END CERTIFICATE-----
+
+CertificateKey =
+-----BEGIN PRIVATE KEY-----
+QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWZnaGlqa2xtbm9wcXJzdHU=
+-----END PRIVATE KEY-----
+[AUTHORITIES]
+Authority1 = 10.0.0.0/8
+-----BEGIN CERTIFICATE-----
+QUJD
+-----END CERTIFICATE-----
+Revoked = crl.pem
+"""
+SAMPLES = [*((ROOT / "etc" / name).read_bytes() for name in ("client.policy", "gateway.policy")), INLINE]
 MUTATIONS = 2000
 #: Pieces that mean something to the grammar, or to careless code.
 PIECES = (
@@ -17,6 +35,7 @@ PIECES = (
     *(b"\n", b"\r", b"\0", b"\xff", b"\xed\xa0\x80", b"\xe2\x80\xae", b"x" * 5000, b"{0}", b"%s"),
     *(b"nan", b"-1", b"1e9", b"9" * 400, b"0", b"::", b"::/0", b"0.0.0.0/0"),
     *(b"Cluster", b"Cluster 1", b"AUTO", b"own", b"auto", b"Tunnel", b"<nr>"),
+    *(b"\n-----BEGIN X-----\n", b"\n-----END X-----\n", b"-----", b"A" * 64),
 )
 
 
