@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from rvpn import __version__
 from rvpn.arguments import Parser
-from rvpn.cli import keys, pki, policy, service
+from rvpn.cli import enroll, keys, pki, policy, service
 from rvpn.cli.subcommand import complain
 from rvpn.errors import LocalError
 
@@ -46,7 +46,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rvpn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (keys, pki, policy, service):
+    for module in (keys, pki, enroll, policy, service):
         module.register(commands)
     if not arguments or arguments[0] not in commands.choices:
         # Only now: the lab brings pyroute2 along, which costs every other command time and memory.

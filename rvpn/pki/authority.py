@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
+from rvpn.keyexchange.certificates import MAX_ADDRESSES
 from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.index import Entry, read, write
@@ -156,6 +157,10 @@ class Authority:
             wanted = "inner addresses" if request.role is Role.CLIENT else "addresses or DNS names"
             raise LocalError(f"found no {wanted} for {name}, expected at least one")
         if request.role is Role.CLIENT:
+            if len(alternatives) > MAX_ADDRESSES:
+                raise LocalError(
+                    f"found {len(alternatives)} inner addresses, expected at most {MAX_ADDRESSES}"
+                )
             self._refuse_shared(name, alternatives, now)
         if now >= self.certificate.not_valid_after_utc:
             raise LocalError(

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 
+from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.keyexchange.certificates import UNREADABLE, check_authority, check_own
 from rvpn.pki.certificates import USAGES
 from rvpn.pki.index import Entry, serial_text
 
@@ -27,13 +29,15 @@ SOON = timedelta(days=35)
 
 def of_certificate(certificate: x509.Certificate, now: datetime) -> Description:
     """
-    Describe a certificate; `role` is None if it is of no use to rvpn.
+    Describe a certificate; `fault` is why it is of no use to rvpn, None if it is of use.
 
     Raises `LocalError` if what is in it cannot be read.
     """
     try:
+        role, fault = _fault(certificate)
         return {
-            "role": _role(certificate),
+            "role": role,
+            "fault": fault,
             "name": _name(certificate),
             "alternatives": _alternatives(certificate),
             "key": _key(certificate),
@@ -44,7 +48,7 @@ def of_certificate(certificate: x509.Certificate, now: datetime) -> Description:
             "state": _state(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now),
             "sha256": certificate.fingerprint(SHA256()).hex(),
         }
-    except (ValueError, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise LocalError(f"cannot read this certificate: {error}") from None
 
 
@@ -82,27 +86,26 @@ def of_revocations(pem: bytes) -> Description:
 def lines(description: Description) -> Iterable[str]:
     """Return what a description of one certificate says, a line for each field."""
     for field, value in description.items():
-        if field == "role" and value is None:
-            text = (
-                "none (extended key usage serverAuth makes a gateway's, clientAuth a client's, both neither)"
-            )
-        elif isinstance(value, list):
-            text = " ".join(value) or "none"
+        if value is not None:
+            yield f"{field + ':':14}{' '.join(value) or 'none' if isinstance(value, list) else value}"
+
+
+def _fault(certificate: x509.Certificate) -> tuple[str, str | None]:
+    """Return for what a certificate is meant, and why rvpn would not take it for that, if it would not."""
+    usages = {usage for found in _found(certificate.extensions, x509.ExtendedKeyUsage) for usage in found}
+    try:
+        if any(constraints.ca for constraints in _found(certificate.extensions, x509.BasicConstraints)):
+            role = "authority"
+            check_authority(certificate)
+        elif USAGES[Role.CLIENT] in usages and USAGES[Role.GATEWAY] not in usages:
+            role = Role.CLIENT.value
+            check_own(certificate, Role.CLIENT)
         else:
-            text = str(value)
-        yield f"{field + ':':14}{text}"
-
-
-def _role(certificate: x509.Certificate) -> str | None:
-    """Return what rvpn takes a certificate for: an authority's, a gateway's, a client's, or none of these."""
-    extensions = certificate.extensions
-    for constraints in _found(extensions, x509.BasicConstraints):
-        if constraints.ca:
-            return "authority"
-    for usages in _found(extensions, x509.ExtendedKeyUsage):
-        roles = [role.value for role, usage in USAGES.items() if usage in usages]
-        return roles[0] if len(roles) == 1 else None
-    return None
+            role = Role.GATEWAY.value
+            check_own(certificate, Role.GATEWAY)
+    except LocalError as error:
+        return role, str(error)
+    return role, None
 
 
 def _name(certificate: x509.Certificate) -> str:

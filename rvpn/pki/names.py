@@ -11,16 +11,13 @@ from ipaddress import ip_address
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
-from rvpn.policy.values import HOST, quote
+from rvpn.policy.values import DNS_NAME, HOST, quote
 
 #: A common name has no more characters (RFC 5280, ub-common-name).
 LONGEST_NAME = 64
 #: What lies in the authority's own directory.
 RESERVED = {"ca", "crl", "index"}
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{LONGEST_NAME - 1}}}")
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-#: The last label has a letter first: what is all digits is a mistyped address.
-_DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)({_LABEL}\.)*[a-z]([a-z0-9-]{{0,61}}[a-z0-9])?")
 
 
 def checked_name(text: str) -> str:
@@ -58,6 +55,6 @@ def _alternative(role: Role, text: str) -> str:
         if role is Role.CLIENT:
             raise
     name = text.lower().removesuffix(".")
-    if not _DNS_NAME.fullmatch(name):
+    if not re.fullmatch(DNS_NAME, name):
         raise LocalError(f"found {quote(text)}, expected {HOST.name}, or a DNS name")
     return name

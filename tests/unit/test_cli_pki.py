@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.cli import passphrase, pki
 from rvpn.errors import LocalError
 from rvpn.pki import keys
+from tests.certificates import CLIENT_USAGE, GATEWAY_USAGE, Authority
 from tests.unit.test_cli import Outcome, rvpn
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -209,6 +210,18 @@ class ShowTests(CommandTestCase):
         out = self.rvpn("pki", "show", str(self.directory / "gw1.pem")).out
         self.assertRegex(out, r"role: +gateway\nname: +gw1\nalternatives: +192\.0\.2\.1\nkey: +Ed25519\n")
         self.assertIn("authority", self.rvpn("pki", "show", str(self.ca / "ca.pem")).out)
+        self.assertNotIn("fault", out)
+
+    def test_fault(self) -> None:
+        """A certificate of no use to rvpn says why, for both roles at once, and for neither."""
+        file = self.directory / "other.pem"
+        for usages, fault in (
+            ((GATEWAY_USAGE, CLIENT_USAGE), "found extended key usage clientAuth and serverAuth"),
+            ((), "found extended key usage of neither kind, expected serverAuth alone"),
+        ):
+            file.write_bytes(Authority().issue("gw1", names=["192.0.2.1"], usages=usages).pem)
+            shown = self.rvpn("pki", "show", str(file)).out
+            self.assertIn(f"fault:        certificate 'gw1': {fault}", shown)
 
 
 class PassphraseTests(CommandTestCase):

@@ -211,16 +211,16 @@ class RequestTests(AuthorityTestCase):
 
     def test_alternatives(self) -> None:
         """Addresses and DNS names become canonical, each once; a client has addresses alone."""
-        texts = ("192.0.2.1", "GW1.Example.ORG.", "2001:DB8:0::1", "192.0.2.1", "gw1")
+        texts = ("192.0.2.1", "GW1.Example.ORG.", "2001:DB8:0::1", "192.0.2.1")
         self.assertEqual(
-            checked_alternatives(Role.GATEWAY, texts), ("192.0.2.1", "gw1.example.org", "2001:db8::1", "gw1")
+            checked_alternatives(Role.GATEWAY, texts), ("192.0.2.1", "gw1.example.org", "2001:db8::1")
         )
         for text in (
             "192.0.2.300",
             "-gw.example",
             "a..b",
             "*.example.org",
-            "gw_1",
+            "gw1",
             "",
             "x" * 64,
             "fe80::1%eth0",
@@ -272,6 +272,11 @@ class RequestTests(AuthorityTestCase):
         self.assertIn("10.99.0.7 belongs to client alice", self.refusal(other))
         self.authority.revoke(self.authority.to_revoke(["alice"], NOW), PASSPHRASE, NOW)
         self.assertEqual(self.authority.check(other, NOW), other)
+
+    def test_many_addresses(self) -> None:
+        """A client has no more addresses than gateways take."""
+        addresses = tuple(f"10.99.0.{number}" for number in range(1, 10))
+        self.assertIn("at most 8", self.refusal(replace(CLIENT, alternatives=addresses)))
 
     def test_expired_authority(self) -> None:
         """What an expired authority signs nobody would take."""
