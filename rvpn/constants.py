@@ -22,6 +22,8 @@ DEFAULT_PORT = 4500
 MIN_TUNNEL_MTU = 1280
 UDP_HEADER = 8
 IP_HEADER = {4: 20, 6: 40}
+#: Bytes of a virtio_net_hdr without the number of buffers (linux/virtio_net.h), before each inner packet.
+VNET_HEADER = 10
 
 
 @unique
@@ -76,6 +78,9 @@ class LanPresence(Enum):
 
 # --- Chosen by rvpn -----------------------------------------------------------------------------
 
+#: What one sendmsg with UDP_SEGMENT takes: bytes (the longest IP packet, less headers) and datagrams (kernels
+#: before 6.9 refuse more).
+RUN_BYTES, RUN_DATAGRAMS = 0xFFFF - 48, 64
 #: Version byte of key exchange datagrams.
 KEY_EXCHANGE_VERSION = 1
 #: Packets that may arrive out of order without being taken for replays (RFC 6479); at least 4096.

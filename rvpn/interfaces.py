@@ -5,7 +5,7 @@ key exchange mechanisms and nodes implement.
 Nothing here does anything; a module that needs one of these needs no other rvpn module to describe it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from math import inf
@@ -54,43 +54,80 @@ class RandomSource(Protocol):
         """Shuffle in place."""
 
 
+@dataclass(slots=True)
+class Run:
+    """
+    Datagrams of one path one behind another in a buffer: `buffer[start:end]`.
+
+    All have `size` bytes but the last, which may be shorter: the shape of one sendmsg with UDP_SEGMENT, and
+    of one recvmsg with UDP_GRO.
+    """
+
+    path: Path
+    start: int
+    end: int
+    size: int
+
+
 class DatagramBatch:
     """
-    Datagrams to or from one path, one behind another in a caller-owned buffer.
+    Datagrams to or from the network in a caller-owned buffer, of which `length` bytes are in use.
 
-    All have `size` bytes but the last, which may be shorter: the shape of UDP_SEGMENT and UDP_GRO. Whoever
-    fills it sets `path`, `size`, `length` (bytes in use) and `count`.
+    `set_aside` takes the key exchange datagrams that `Node.inbound` met, for who runs the exchanges.
     """
 
-    __slots__ = ("buffer", "count", "length", "path", "size", "view")
-
-    def __init__(self, capacity: int) -> None:
-        self.buffer = bytearray(capacity)
-        self.view = memoryview(self.buffer)
-        self.path: Path | None = None
-        self.size = self.length = self.count = 0
-
-    def clear(self) -> None:
-        """Forget the datagrams; the buffer stays."""
-        self.path = None
-        self.size = self.length = self.count = 0
-
-
-class PacketBatch:
-    """Inner packets in a caller-owned buffer: `spans` holds the start and end of each."""
-
-    __slots__ = ("buffer", "length", "spans", "view")
+    __slots__ = ("buffer", "length", "runs", "set_aside", "view")
 
     def __init__(self, capacity: int) -> None:
         self.buffer = bytearray(capacity)
         self.view = memoryview(self.buffer)
         self.length = 0
+        self.runs: list[Run] = []
+        self.set_aside: list[tuple[bytes, Path]] = []
+
+    def clear(self) -> None:
+        """Forget the datagrams; the buffer stays."""
+        self.length = 0
+        self.runs.clear()
+        self.set_aside.clear()
+
+    def add(self, path: Path, length: int, size: int) -> None:
+        """Take the next `length` bytes of the buffer for a run of datagrams of `size` bytes."""
+        start, self.length = self.length, self.length + length
+        self.runs.append(Run(path, start, self.length, size))
+
+    def datagrams(self) -> Iterator[tuple[Path, memoryview]]:
+        """Return the datagrams one by one."""
+        for run in self.runs:
+            for start in range(run.start, run.end, run.size):
+                yield run.path, self.view[start : min(start + run.size, run.end)]
+
+
+class PacketBatch:
+    """
+    Inner packets in a caller-owned buffer, of which `length` bytes are in use.
+
+    `spans` holds the start and end of each, where start is that of the virtio_net_hdr (VNET_HEADER bytes)
+    before the packet. Of the spans, `taken` have been dealt with.
+    """
+
+    __slots__ = ("buffer", "length", "spans", "taken", "view")
+
+    def __init__(self, capacity: int) -> None:
+        self.buffer = bytearray(capacity)
+        self.view = memoryview(self.buffer)
+        self.length = self.taken = 0
         self.spans: list[tuple[int, int]] = []
 
     def clear(self) -> None:
         """Forget the packets; the buffer stays."""
-        self.length = 0
+        self.length = self.taken = 0
         self.spans.clear()
+
+    def add(self, length: int) -> None:
+        """Take the next `length` bytes of the buffer for a packet, its virtio_net_hdr included."""
+        start, self.length = self.length, self.length + length
+        self.spans.append((start, self.length))
 
 
 # --- Actions: what a state machine asks its shell to do -------------------------------------------
@@ -280,14 +317,20 @@ class Node(Protocol):
     which it sets to `deadline()` after each call.
     """
 
-    def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
+    def outbound(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
         """
-        Seal one inner packet from the host into `datagrams` (empty before; left empty if nothing is to go).
+        Seal inner packets from the host, from `packets.taken` on, into `datagrams`, which is cleared first.
+
+        `packets.taken` advances as far as there was room: the caller sends `datagrams` and calls again until
+        all spans are taken. No run is longer than RUN_BYTES or has more than RUN_DATAGRAMS.
         """
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """
         Open received ESP and session control datagrams; inner packets for the host are added to `packets`.
+
+        Packets of one flow that follow one another become one super-packet. `packets` has room for all. Key
+        exchange datagrams are put into `datagrams.set_aside`.
         """
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
