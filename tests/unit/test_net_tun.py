@@ -10,14 +10,17 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.errors import LocalError
-from rvpn.net.tun import READS_PER_WAKEUP, TunDevice, TunPort
+from rvpn.interfaces import PacketBatch
+from rvpn.net.offloads import IN_USE, OFF
+from rvpn.net.tun import BYTES_PER_WAKEUP, LARGEST_READ, PACKETS_PER_WAKEUP, TunDevice, TunPort
 
 
 class FakeDevice(TunDevice):
     """Packets wait in `waiting`; what is written is in `written`; `broken` is raised by both directions."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, offload: bool) -> None:
         self.name, self.index = name, 7
+        self.offloads = {"checksum": IN_USE if offload else OFF}
         self.waiting: deque[bytes] = deque()
         self.written: list[bytes] = []
         self.broken: OSError | None = None
@@ -59,13 +62,14 @@ class Receiver:
     """Remembers what it is told; fails on packets that say so."""
 
     def __init__(self) -> None:
-        self.packets: list[bytes] = []
+        self.wakeups: list[list[bytes]] = []
         self.losses: list[Failure] = []
 
-    def packetReceived(self, packet: memoryview) -> None:
-        """Take a packet."""
-        self.packets.append(bytes(packet))
-        if bytes(packet) == b"fail":
+    def packetsReceived(self, packets: PacketBatch) -> None:
+        """Take packets."""
+        assert packets.taken == 0
+        self.wakeups.append([bytes(packets.view[start:end]) for start, end in packets.spans])
+        if b"fail" in self.wakeups[-1]:
             raise ValueError("as asked")
 
     def deviceLost(self, reason: Failure) -> None:
@@ -79,27 +83,41 @@ class TunPortTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.receiver, self.reactor = Receiver(), FakeReactor()
         reactor = cast(IReactorFDSet, self.reactor)
-        self.port = TunPort("rvpn0", self.receiver, reactor, FakeDevice)
+        self.port = TunPort("rvpn0", self.receiver, reactor, True, FakeDevice)
         self.device = cast(Any, self.port)._device
         self.port.startReading()
 
     def test_delivers_packets_as_they_are(self) -> None:
-        """Each packet comes alone, in order, at its length."""
+        """All that wait come at once, in order, each at its length, and none of them a second time."""
         self.device.waiting += [b"first packet", b"second"]
         self.port.doRead()
-        self.assertEqual(self.receiver.packets, [b"first packet", b"second"])
+        self.device.waiting += [b"third"]
+        self.port.doRead()
+        self.assertEqual(self.receiver.wakeups, [[b"first packet", b"second"], [b"third"]])
 
-    def test_bounded(self) -> None:
+    def test_nothing_waits(self) -> None:
+        """A wake-up for nothing is no batch."""
+        self.port.doRead()
+        self.assertEqual(self.receiver.wakeups, [])
+
+    def test_bounded_in_packets(self) -> None:
         """A wake-up ends after so many packets, however many wait, so that timers keep their deadlines."""
-        self.device.waiting += [b"x"] * (READS_PER_WAKEUP + 1)
+        self.device.waiting += [b"x"] * (PACKETS_PER_WAKEUP + 1)
         self.port.doRead()
         self.assertEqual(len(self.device.waiting), 1)
 
-    def test_failing_receiver(self) -> None:
-        """An exception is logged, the rest is delivered, and the reader stays."""
-        self.device.waiting += [b"fail", b"after"]
+    def test_bounded_in_bytes(self) -> None:
+        """A wake-up ends when super-packets bring it to so many bytes; the largest always has room."""
+        self.device.waiting += [bytes(BYTES_PER_WAKEUP // 4 - 1)] * 4 + [bytes(LARGEST_READ)] * 2
         self.port.doRead()
-        self.assertEqual(self.receiver.packets, [b"fail", b"after"])
+        self.assertEqual([len(packet) for packet in self.device.waiting], [LARGEST_READ])
+
+    def test_failing_receiver(self) -> None:
+        """An exception is logged, what comes next is delivered, and the reader stays."""
+        for packet in b"fail", b"after":
+            self.device.waiting.append(packet)
+            self.port.doRead()
+        self.assertEqual(self.receiver.wakeups, [[b"fail"], [b"after"]])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
         self.assertIn(self.port, self.reactor.readers)
 
@@ -118,16 +136,25 @@ class TunPortTests(SynchronousTestCase):
         self.assertIn("rvpn0", loss.getErrorMessage())
 
     def test_write(self) -> None:
-        """A packet is handed over whole; one that the kernel refuses is told by the result."""
-        self.assertTrue(self.port.write(memoryview(b"packet")))
+        """Packets are handed over whole, each behind its header; those that the kernel refuses count."""
+        batch = PacketBatch(100)
+        for packet in b"one", b"three":
+            batch.buffer[batch.length : batch.length + len(packet)] = packet
+            batch.add(len(packet))
+        self.assertEqual(self.port.write(batch), 0)
+        self.assertEqual(self.device.written, [b"one", b"three"])
         self.device.broken = OSError(errno.EIO, "Input/output error")
-        self.assertFalse(self.port.write(b"lost"))
-        self.assertEqual(self.device.written, [b"packet"])
+        self.assertEqual(self.port.write(batch), 2)
+        self.assertEqual(self.port.refused, {"EIO": 2})
 
-    def test_stopped_in_the_middle(self) -> None:
-        """A receiver that stops the reading gets no further packet."""
-        self.receiver.packetReceived = lambda packet: self.port.stopReading()  # type: ignore[method-assign]
-        self.device.waiting += [b"one", b"two"]
-        self.port.doRead()
-        self.assertEqual(list(self.device.waiting), [b"two"])
+    def test_write_packet(self) -> None:
+        """A packet of our own has nothing left to do for the kernel, and its header says so."""
+        self.assertTrue(self.port.writePacket(b"packet"))
+        self.assertEqual(self.device.written, [bytes(10) + b"packet"])
+        self.device.broken = OSError(errno.EINVAL, "Invalid argument")
+        self.assertFalse(self.port.writePacket(b"lost"))
+
+    def test_stopped(self) -> None:
+        """What a receiver leaves in the batch stays there while the reading is stopped."""
+        self.port.stopReading()
         self.assertEqual(self.reactor.readers, set())
