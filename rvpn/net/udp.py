@@ -1,10 +1,15 @@
 """
 The UDP sockets of a node: outer datagrams from the network, and to it.
 
-In: the reactor wakes `UDPPort.doRead`, which reads up to `READS_PER_WAKEUP` datagrams, one at a time, into
-the caller's `DatagramBatch`, sets its path and gives it to `DatagramReceiver.batchReceived`. Out:
-`UDPPorts.send` picks the socket for the batch's path, and that sends each datagram from the path's local
-address: a peer is answered from the address that it spoke to, which `twisted.internet.udp.Port` cannot do.
+In: the reactor wakes `UDPPort.doRead`, which reads until nothing is left, but at most `READS_PER_WAKEUP`
+times and some `BYTES_PER_WAKEUP`, into the caller's `DatagramBatch`, and gives it to
+`DatagramReceiver.batchReceived`. With UDP_GRO one read brings a run of datagrams of one size; without it, the
+runs are made here. Out: `UDPPorts.send` picks the socket for each run's path, and that sends it from the
+path's local address (`UDPSender`): a peer is answered from the address that it spoke to, which
+`twisted.internet.udp.Port` cannot do.
+
+A full socket: what it has no room for stays in the batch, and `DatagramReceiver.sendingResumed` tells when
+there is room. The protocol leaves the TUN device alone meanwhile, so that senders wait and nothing is lost.
 
 ICMP errors: with IP_RECVERR the kernel keeps them in the socket's error queue and tells of them by EPOLLERR
 alone, on which Twisted's reactors drop a descriptor for good. So each socket sits in an epoll set of its own,
@@ -28,24 +33,33 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rvpn.constants import RUN_BYTES, RUN_DATAGRAMS
 from rvpn.errors import LocalError
-from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path
+from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path, Run
 from rvpn.memo import Memo
+from rvpn.net import alarm
+from rvpn.net.offloads import IN_USE, Offloads
+from rvpn.net.udpsend import REMEMBERED_PATHS, UDPSender, number_of
 from rvpn.net.udpsocket import (
     DATAGRAM_ANCILLARY,
     ERROR_ANCILLARY,
     QUOTE,
     Ancillary,
     PathError,
-    from_address,
     local_address,
     open_socket,
     path_error,
+    probe,
+    size_of_each,
 )
 
-READS_PER_WAKEUP = 16
-#: Paths whose form for the kernel is kept: half a MiB. Forged sources cost time, not memory.
-REMEMBERED_PATHS = 512
+#: A wake-up ends after so many reads, or after the one that brings the batch to so many bytes: a
+#: millisecond's work.
+READS_PER_WAKEUP, BYTES_PER_WAKEUP = 64, 1 << 18
+#: Bytes of the batch that a port reads into: the longest datagram, or run, behind all others.
+BATCH_CAPACITY = BYTES_PER_WAKEUP + (1 << 16)
+#: Seconds until a full queue of a network card is tried again: unlike a socket it does not tell.
+RETRY_INTERVAL = 0.001
 #: Where to listen if the policy does not say: everywhere.
 EVERYWHERE: Sequence[IPAddress] = (IPv4Address(0), IPv6Address(0))
 #: There if the kernel has IPv6.
@@ -58,10 +72,13 @@ class DatagramReceiver(Protocol):
     """Who takes what comes from the network. Its exceptions are logged and end nothing."""
 
     def batchReceived(self, batch: DatagramBatch) -> None:
-        """Take datagrams of one path. The batch is reused after the return."""
+        """Take datagrams. The batch is reused after the return."""
 
     def pathErrorReceived(self, error: PathError) -> None:
         """Learn that the network or our kernel refused a datagram. Anybody on the path can make this up."""
+
+    def sendingResumed(self) -> None:
+        """Learn that a socket that was full has room: what stayed in a batch can be sent."""
 
 
 @implementer(IReadDescriptor)
@@ -69,9 +86,8 @@ class UDPPort:
     """
     One UDP socket in the reactor: bound after construction, reading after `startReading`.
 
-    `port` 0 lets the kernel choose, and the attribute tells. `mark` is for SO_MARK. Datagrams longer than the
-    capacity of `batch` arrive cut. `send_errno` says why the last failed send failed. Raises `LocalError` if
-    the address cannot be used.
+    `port` 0 lets the kernel choose, and the attribute tells. `batch` has BATCH_CAPACITY. `mark` is for
+    SO_MARK. `offloads` tells which are in use. Raises `LocalError` if the address cannot be used.
     """
 
     def __init__(
@@ -82,18 +98,25 @@ class UDPPort:
         reactor: IReactorFDSet,
         batch: DatagramBatch,
         mark: int | None = None,
+        offload: bool = True,
     ) -> None:
         self._socket = open_socket(Endpoint(address, port), mark)
+        self.offloads: Offloads = probe(self._socket, offload)
+        self.sender = UDPSender(self._socket, self.offloads["UDP_SEGMENT"] == IN_USE, self._filled)
         self._events = select.epoll()
         self._events.register(self._socket, select.EPOLLIN)
         self.address = address
         self.port: int = self._socket.getsockname()[1]
-        self.send_errno = 0
+        self._retry = alarm.Alarm(self._resume, reactor)
         self._protocol = protocol
         self._reactor = reactor
         self._batch = batch
         self._origins = Memo(_origin, REMEMBERED_PATHS)
-        self._targets = Memo(_target, REMEMBERED_PATHS)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address and port it is bound to."""
+        return Endpoint(self.address, self.port)
 
     def startReading(self) -> None:
         """Begin to deliver datagrams and errors."""
@@ -107,56 +130,61 @@ class UDPPort:
         """Stop reading and close the socket. May be called again."""
         if not self._events.closed:
             self.stopReading()
+            self._retry.close()
             self._events.close()
             self._socket.close()
 
-    def send(self, batch: DatagramBatch) -> bool:
-        """Send all datagrams of `batch` to its path; False, with `send_errno` set, if any was not taken."""
-        assert batch.path is not None
-        taken = True
-        for start in range(0, batch.length, batch.size):
-            taken &= self.sendDatagram(batch.view[start : min(start + batch.size, batch.length)], batch.path)
-        return taken
-
-    def sendDatagram(self, datagram: bytes | memoryview, path: Path) -> bool:
-        """Send one datagram; False, with `send_errno` set, if the kernel did not take it. Never raises."""
-        ancillary, remote = self._targets[path]
-        # The error of an earlier datagram makes the next send fail, once, whoever that one is for.
-        for _ in range(2):
-            try:
-                self._socket.sendmsg([datagram], ancillary, 0, remote)
-            except OSError as error:
-                self.send_errno = error.errno or 0
-            else:
-                return True
-        return False
-
     def doRead(self) -> None:
-        """Deliver the errors and datagrams that wait, at most `READS_PER_WAKEUP` of each."""
+        """Deliver what waits, within the bounds of a wake-up, and send what waited if there is room."""
+        # The set is not asked as long as there are datagrams: an error among them wakes us again.
+        if self._read_datagrams() and not self.sender.full:
+            return
+        if self._events.closed:  # by the receiver
+            return
         for _, events in self._events.poll(0, 1):
             if events & select.EPOLLERR:
                 self._read_errors()
-            if events & select.EPOLLIN:
-                self._read_datagrams()
+            if events & select.EPOLLOUT and not self._events.closed:
+                self._resume()
 
-    def _read_datagrams(self) -> None:
-        batch = self._batch
+    def _read_datagrams(self) -> bool:
+        """Deliver datagrams; True if there were some, and no more."""
+        batch, emptied = self._batch, False
+        batch.clear()
         for _ in range(READS_PER_WAKEUP):
-            if self._events.closed:  # by the receiver
-                return
             try:
-                length, ancillary, _, source = self._socket.recvmsg_into([batch.buffer], DATAGRAM_ANCILLARY)
+                told = self._socket.recvmsg_into([batch.view[batch.length :]], DATAGRAM_ANCILLARY)
             except BlockingIOError:
-                return
+                emptied = True
+                break
             except OSError:  # the error of an earlier datagram; its details come by the error queue
                 continue
-            batch.path = self._origins[source, *ancillary]
-            batch.size = batch.length = length
-            batch.count = 1
-            try:
-                self._protocol.batchReceived(batch)
-            except Exception:
-                _log.failure("a datagram from {path.remote} could not be handled", path=batch.path)
+            self._add(*told)
+            if batch.length >= BYTES_PER_WAKEUP:
+                break
+        if not batch.runs:
+            return False
+        try:
+            self._protocol.batchReceived(batch)
+        except Exception:
+            _log.failure("datagrams to {endpoint} could not be handled", endpoint=self.endpoint)
+        return emptied
+
+    def _add(self, length: int, ancillary: Ancillary, _flags: int, source: tuple[Any, ...]) -> None:
+        """Take what was read behind the batch into it: as a run, or to the last one if it fits there."""
+        size, sent_to = length, None
+        for entry in ancillary:
+            if entry[0] == socket.IPPROTO_UDP:
+                size = size_of_each(entry[2])
+            else:
+                sent_to = entry
+        path = self._origins[source, sent_to]
+        runs = self._batch.runs
+        if runs and size == length and _continues(runs[-1], path, length):
+            self._batch.length += length
+            runs[-1].end += length
+        elif length:  # an empty datagram means nothing
+            self._batch.add(path, length, size)
 
     def _read_errors(self) -> None:
         # Reading it clears it: an error for which the kernel had no memory to queue would wake us for ever.
@@ -178,6 +206,21 @@ class UDPPort:
             except Exception:
                 _log.failure("an error about {error.remote} could not be handled", error=error)
 
+    def _filled(self, failure: int) -> None:
+        if failure == errno.EAGAIN:
+            self._events.modify(self._socket, select.EPOLLIN | select.EPOLLOUT)
+        else:
+            self._retry.set(alarm.now() + RETRY_INTERVAL)
+
+    def _resume(self) -> None:
+        self._events.modify(self._socket, select.EPOLLIN)
+        if not self.sender.resume():
+            return
+        try:
+            self._protocol.sendingResumed()
+        except Exception:
+            _log.failure("what waited for {endpoint} could not be sent", endpoint=self.endpoint)
+
     def connectionLost(self, reason: Failure) -> None:
         """Close: the reactor is about to end, which is the only cause there is."""
         self.close()
@@ -188,7 +231,7 @@ class UDPPort:
 
     def logPrefix(self) -> str:
         """Return the name in log lines."""
-        return f"UDP {Endpoint(self.address, self.port)}"
+        return f"UDP {self.endpoint}"
 
 
 class UDPPorts:
@@ -197,7 +240,7 @@ class UDPPorts:
 
     `addresses` come from the policy; where it names none the node listens everywhere, without IPv6 if the
     kernel has none. `port_at` makes the `UDPPort` for one of them. If it raises `LocalError`, no socket stays
-    open.
+    open. `send_errno` says why the last datagram that was refused was refused.
     """
 
     def __init__(self, addresses: Sequence[IPAddress], port_at: Callable[[IPAddress], UDPPort]) -> None:
@@ -234,16 +277,39 @@ class UDPPorts:
         for port in self.ports:
             port.close()
 
-    def send(self, batch: DatagramBatch) -> bool:
-        """Send all datagrams of `batch` to its path; False, with `send_errno` set, if any was not taken."""
-        assert batch.path is not None
-        port = self._port_for(batch.path)
-        return port is not None and self._outcome(port, port.send(batch))
+    def send(self, batch: DatagramBatch) -> int:
+        """
+        Send the runs of `batch`, each to its path; return how many datagrams the kernel refused.
+
+        What was sent or refused leaves `batch.runs`. If some are left a socket is full, and `sendingResumed`
+        of the protocol will be called.
+        """
+        refused = 0
+        for number, run in enumerate(batch.runs):
+            port = self._port_for(run.path)
+            if port is None:
+                refused += number_of(run)
+                continue
+            refused += port.sender.send_run(batch.view, run)
+            self.send_errno = port.sender.failure
+            if run.start < run.end:
+                del batch.runs[:number]
+                return refused
+        batch.runs.clear()
+        return refused
 
     def sendDatagram(self, datagram: bytes, path: Path) -> bool:
-        """Send one datagram; False, with `send_errno` set, if the kernel did not take it. Never raises."""
+        """
+        Send one datagram, or keep it until a full socket has room, when it goes first. Never raises.
+
+        False, with `send_errno` set, if the kernel refused it, or too many wait.
+        """
         port = self._port_for(path)
-        return port is not None and self._outcome(port, port.sendDatagram(datagram, path))
+        if port is None:
+            return False
+        taken = port.sender.send(datagram, path)
+        self.send_errno = port.sender.failure
+        return taken
 
     def _port_for(self, path: Path) -> UDPPort | None:
         port = self._by_address.get(path.local) or self._by_version.get(path.remote.address.version)
@@ -251,21 +317,23 @@ class UDPPorts:
             self.send_errno = errno.EAFNOSUPPORT
         return port
 
-    def _outcome(self, port: UDPPort, taken: bool) -> bool:
-        if not taken:
-            self.send_errno = port.send_errno
-        return taken
-
-
-def _target(path: Path) -> tuple[Ancillary, tuple[str, int]]:
-    """Return what `sendmsg` wants to know of a path."""
-    return from_address(path.local), (str(path.remote.address), path.remote.port)
-
 
 def _origin(told: tuple[Any, ...]) -> Path:
-    """Return the path of a datagram, of which `recvmsg` told the source and the ancillary data."""
-    source, *ancillary = told
-    return Path(Endpoint(ip_address(source[0]), source[1]), local_address(ancillary))
+    """Return the path of a datagram, of which `recvmsg` told the source and our address."""
+    source, sent_to = told
+    return Path(Endpoint(ip_address(source[0]), source[1]), local_address([sent_to] if sent_to else []))
+
+
+def _continues(run: Run, path: Path, length: int) -> bool:
+    """Whether a datagram can be the next one of a run."""
+    sofar = run.end - run.start
+    return (
+        run.path is path
+        and length <= run.size
+        and not sofar % run.size
+        and sofar + length <= RUN_BYTES
+        and sofar < run.size * RUN_DATAGRAMS
+    )
 
 
 def _everywhere() -> Sequence[IPAddress]:

@@ -1,19 +1,23 @@
 """
-What Python's `socket` leaves out of UDP on Linux: destination addresses and ICMP errors as ancillary data.
+What Python's `socket` leaves out of UDP on Linux: destination addresses, several datagrams in one call, and
+ICMP errors as ancillary data.
 
-`open_socket` makes a socket with everything that `rvpn.net.udp` relies on. `local_address` and `from_address`
-convert IP_PKTINFO between bytes and addresses, `path_error` decodes one entry of the error queue. The layouts
-are those of linux/in.h, linux/in6.h and linux/errqueue.h, in host byte order.
+`open_socket` makes a socket with everything that `rvpn.net.udp` relies on, `probe` finds out which offloads
+it has. `local_address` and `from_address` convert IP_PKTINFO between bytes and addresses, `segmented` adds
+what makes sendmsg cut a run into datagrams, `path_error` decodes one entry of the error queue. The layouts
+are those of linux/in.h, linux/in6.h, linux/udp.h and linux/errqueue.h, in host byte order.
 """
 
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from rvpn.errors import LocalError
 from rvpn.interfaces import Endpoint, IPAddress
+from rvpn.net.offloads import IN_USE, OFF, Offloads, refused_by_kernel
 
 #: Bytes asked for in either direction: what arrives in 32 ms at 1 Gbit/s.
 SOCKET_BUFFER = 4 << 20
@@ -22,6 +26,9 @@ _IP_PKTINFO, _IP_MTU_DISCOVER, _IP_RECVERR = 8, 10, 11
 _IPV6_MTU_DISCOVER, _IPV6_RECVERR = 23, 25
 _PMTUDISC_WANT = 1
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+
+_UDP_SEGMENT, UDP_GRO = 103, 104
+_SEGMENT_SIZE, _GRO_SIZE = struct.Struct("=H"), struct.Struct("=i")
 
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, our address, destination in the header
 _IN6_PKTINFO = struct.Struct("=16si")  # our address, interface
@@ -33,8 +40,8 @@ _SOCKADDR_IN6 = struct.Struct("=H6x16s")
 
 #: Bytes that are kept of the datagram that an ICMP error quotes: SPI and sequence number, and some more.
 QUOTE = 64
-#: Room for ancillary data: with a datagram, and with an entry of the error queue (PKTINFO comes with it too).
-DATAGRAM_ANCILLARY = socket.CMSG_SPACE(_IN6_PKTINFO.size)
+#: Room for ancillary data: with datagrams, and with an entry of the error queue (PKTINFO comes with it too).
+DATAGRAM_ANCILLARY = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(_GRO_SIZE.size)
 ERROR_ANCILLARY = DATAGRAM_ANCILLARY + socket.CMSG_SPACE(_EXTENDED_ERROR.size + 28)
 
 Ancillary = list[tuple[int, int, bytes]]
@@ -104,7 +111,37 @@ def _configure(opened: socket.socket, mark: int | None) -> None:
             opened.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)
 
 
-def local_address(ancillary: Ancillary) -> IPAddress | None:
+def probe(opened: socket.socket, offload: bool) -> Offloads:
+    """Turn on what `offload` wants and the kernel has: one call takes and brings many datagrams."""
+    if not offload:
+        return {"UDP_SEGMENT": OFF, "UDP_GRO": OFF}
+    # Of UDP_SEGMENT 0, what holds anyway, shows that it is known; each sendmsg has a size of its own.
+    return {
+        name: _enable(opened, option, value)
+        for name, option, value in (("UDP_SEGMENT", _UDP_SEGMENT, 0), ("UDP_GRO", UDP_GRO, 1))
+    }
+
+
+def _enable(opened: socket.socket, option: int, value: int) -> str:
+    try:
+        opened.setsockopt(socket.IPPROTO_UDP, option, value)
+    except OSError as error:
+        return refused_by_kernel(error)
+    return IN_USE
+
+
+def segmented(ancillary: Ancillary, size: int) -> Ancillary:
+    """Return the ancillary data with which one sendmsg sends a run of datagrams of `size` bytes."""
+    return [*ancillary, (socket.IPPROTO_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(size))]
+
+
+def size_of_each(data: bytes) -> int:
+    """Return the size of the datagrams that UDP_GRO joined."""
+    (size,) = _GRO_SIZE.unpack(data)
+    return int(size)
+
+
+def local_address(ancillary: Iterable[tuple[int, int, bytes]]) -> IPAddress | None:
     """Return our address that a received datagram was sent to; None if it was a group, or is not told."""
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:

@@ -10,10 +10,11 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from rvpn.errors import LocalError
-from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path
+from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path, Run
 from rvpn.lab.namespaces import inside
 from rvpn.net import udp
-from rvpn.net.udp import READS_PER_WAKEUP, UDPPort, UDPPorts
+from rvpn.net.offloads import IN_USE, OFF
+from rvpn.net.udp import BATCH_CAPACITY, READS_PER_WAKEUP, UDPPort, UDPPorts
 from rvpn.net.udpsocket import PathError
 from tests.integration.namespaces import Namespace, NamespaceTestCase
 
@@ -24,16 +25,23 @@ class Recorder:
     """Remembers what it receives."""
 
     def __init__(self) -> None:
-        self.datagrams: list[tuple[bytes, Path | None]] = []
+        self.datagrams: list[tuple[bytes, Path]] = []
+        self.runs: list[Run] = []
+        self.wakeups = self.resumptions = 0
         self.errors: list[PathError] = []
         self.failing = False
 
     def batchReceived(self, batch: DatagramBatch) -> None:
-        """Remember the datagram and its path."""
-        assert (batch.count, batch.size) == (1, batch.length)
-        self.datagrams.append((bytes(batch.view[: batch.length]), batch.path))
+        """Remember the datagrams and their paths."""
+        self.wakeups += 1
+        self.runs += batch.runs
+        self.datagrams += [(bytes(datagram), path) for path, datagram in batch.datagrams()]
         if self.failing:
             raise RuntimeError("not today")
+
+    def sendingResumed(self) -> None:
+        """Remember it."""
+        self.resumptions += 1
 
     def pathErrorReceived(self, error: PathError) -> None:
         """Remember the error."""
@@ -48,13 +56,18 @@ class UDPTestCase(NamespaceTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.recorder = Recorder()
-        self.batch = DatagramBatch(1 << 16)
+        self.batch = DatagramBatch(BATCH_CAPACITY)
 
     def port(
-        self, address: IPAddress, number: int = 0, reading: bool = True, mark: int | None = None
+        self,
+        address: IPAddress,
+        number: int = 0,
+        reading: bool = True,
+        mark: int | None = None,
+        offload: bool = True,
     ) -> UDPPort:
         """Open a port of the recorder."""
-        port = UDPPort(address, number, self.recorder, reactor, self.batch, mark)
+        port = UDPPort(address, number, self.recorder, reactor, self.batch, mark, offload)
         self.addCleanup(port.close)
         if reading:
             port.startReading()
@@ -92,13 +105,17 @@ def endpoint_of(peer: socket.socket) -> Endpoint:
 
 def batch_of(path: Path, *datagrams: bytes) -> DatagramBatch:
     """Return a batch to send."""
-    batch = DatagramBatch(1 << 16)
-    batch.path = path
-    batch.size, batch.count = len(datagrams[0]), len(datagrams)
     content = b"".join(datagrams)
-    batch.length = len(content)
-    batch.buffer[: batch.length] = content
+    batch = DatagramBatch(len(content))
+    batch.buffer[:] = content
+    batch.add(path, len(content), len(datagrams[0]))
     return batch
+
+
+def send(port: UDPPort, path: Path, *datagrams: bytes) -> int:
+    """Send datagrams in one run; return how many were refused."""
+    batch = batch_of(path, *datagrams)
+    return port.sender.send_run(batch.view, batch.runs[0])
 
 
 class UDPPortTests(UDPTestCase):
@@ -111,8 +128,7 @@ class UDPPortTests(UDPTestCase):
         await self.until(lambda: self.recorder.datagrams)
         ((datagram, path),) = self.recorder.datagrams
         self.assertEqual((datagram, path), (b"question", Path(endpoint_of(peer), spoken_to)))
-        assert path is not None
-        self.assertTrue(port.send(batch_of(path, b"answer")))
+        self.assertEqual(send(port, path, b"answer"), 0)
         answer, source = peer.recvfrom(100)
         self.assertEqual((answer, source[0]), (b"answer", str(spoken_to)))
 
@@ -128,13 +144,13 @@ class UDPPortTests(UDPTestCase):
     async def survives_port_unreachable(self, address: IPAddress) -> None:
         port, peer = self.port(address), self.peer(address)
         nobody = self.closed_endpoint(address)
-        self.assertTrue(port.sendDatagram(b"to nobody", Path(nobody)))
+        self.assertTrue(port.sender.send(b"to nobody", Path(nobody)))
         await self.until(lambda: self.recorder.errors)
         (error,) = self.recorder.errors
         self.assertEqual(error, PathError(nobody, errno.ECONNREFUSED, address, None, b"to nobody"))
         peer.sendto(b"still there?", (str(address), port.port))
         await self.until(lambda: self.recorder.datagrams)
-        self.assertTrue(port.sendDatagram(b"yes", Path(endpoint_of(peer))))
+        self.assertTrue(port.sender.send(b"yes", Path(endpoint_of(peer))))
         self.assertEqual(peer.recv(100), b"yes")
 
     async def test_port_unreachable(self) -> None:
@@ -150,7 +166,7 @@ class UDPPortTests(UDPTestCase):
         port, peer = self.port(LOCAL4), self.peer(LOCAL4)
         nobody = Path(self.closed_endpoint(LOCAL4))
         for number in range(3 * READS_PER_WAKEUP):
-            port.sendDatagram(b"%d" % number, nobody)
+            port.sender.send(b"%d" % number, nobody)
             peer.sendto(b"%d" % number, ("127.0.0.1", port.port))
         await self.until(lambda: len(self.recorder.errors) == 3 * READS_PER_WAKEUP)
         await self.until(lambda: len(self.recorder.datagrams) == 3 * READS_PER_WAKEUP)
@@ -158,8 +174,8 @@ class UDPPortTests(UDPTestCase):
     def test_pending_error_does_not_hit_another_peer(self) -> None:
         """A datagram goes out although the kernel holds an error about an earlier one for the next call."""
         port, peer = self.port(LOCAL4, reading=False), self.peer(LOCAL4)
-        port.sendDatagram(b"to nobody", Path(self.closed_endpoint(LOCAL4)))
-        self.assertTrue(port.sendDatagram(b"to somebody", Path(endpoint_of(peer))))
+        port.sender.send(b"to nobody", Path(self.closed_endpoint(LOCAL4)))
+        self.assertTrue(port.sender.send(b"to somebody", Path(endpoint_of(peer))))
         self.assertEqual(peer.recv(100), b"to somebody")
 
     async def test_failing_receiver(self) -> None:
@@ -167,7 +183,7 @@ class UDPPortTests(UDPTestCase):
         port, peer = self.port(LOCAL4), self.peer(LOCAL4)
         self.recorder.failing = True
         peer.sendto(b"one", ("127.0.0.1", port.port))
-        port.sendDatagram(b"x", Path(self.closed_endpoint(LOCAL4)))
+        port.sender.send(b"x", Path(self.closed_endpoint(LOCAL4)))
         await self.until(lambda: self.recorder.datagrams and self.recorder.errors)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
         peer.sendto(b"two", ("127.0.0.1", port.port))
@@ -184,28 +200,28 @@ class UDPPortTests(UDPTestCase):
         port.doRead()
         self.assertEqual(len(self.recorder.datagrams), READS_PER_WAKEUP + 4)
 
-    def test_batch(self) -> None:
-        """All datagrams of a batch are sent, the last of which may be shorter."""
+    def test_run(self) -> None:
+        """All datagrams of a run are sent, the last of which may be shorter."""
         port, peer = self.port(LOCAL4), self.peer(LOCAL4)
-        self.assertTrue(port.send(batch_of(Path(endpoint_of(peer), LOCAL4), b"aaaa", b"bbbb", b"cc")))
+        self.assertEqual(send(port, Path(endpoint_of(peer), LOCAL4), b"aaaa", b"bbbb", b"cc"), 0)
         self.assertEqual([peer.recv(100) for _ in range(3)], [b"aaaa", b"bbbb", b"cc"])
 
     def test_no_route(self) -> None:
         """Where the kernel knows no way, `send` says so and raises nothing."""
         port = self.port(ANY4)
-        self.assertFalse(port.send(batch_of(Path(Endpoint(ip_address("192.0.2.1"), 4500)), b"x")))
-        self.assertEqual(port.send_errno, errno.ENETUNREACH)
+        self.assertEqual(send(port, Path(Endpoint(ip_address("192.0.2.1"), 4500)), b"x", b"y"), 2)
+        self.assertEqual(port.sender.failure, errno.ENETUNREACH)
 
     def test_too_long(self) -> None:
         """A datagram that no IP packet holds is refused, and raises nothing."""
         port, peer = self.port(LOCAL4), self.peer(LOCAL4)
-        self.assertFalse(port.sendDatagram(bytes(65535), Path(endpoint_of(peer))))
-        self.assertEqual(port.send_errno, errno.EMSGSIZE)
+        self.assertFalse(port.sender.send(bytes(65535), Path(endpoint_of(peer))))
+        self.assertEqual(port.sender.failure, errno.EMSGSIZE)
 
     def test_local_address_gone(self) -> None:
         """A path from an address that is no longer ours fails, and raises nothing."""
         peer = self.peer(LOCAL6)
-        self.assertFalse(self.port(ANY6).sendDatagram(b"x", Path(endpoint_of(peer), ip_address("fd00::9"))))
+        self.assertFalse(self.port(ANY6).sender.send(b"x", Path(endpoint_of(peer), ip_address("fd00::9"))))
 
     def test_mark(self) -> None:
         """The socket carries the mark by which the host's rules know it."""
@@ -268,7 +284,7 @@ class PathMTUTests(UDPTestCase):
         datagram = bytes(range(200)) * 7
         # The first datagrams may draw nothing while the neighbours look for each other.
         for _ in range(50):
-            self.assertTrue(port.sendDatagram(datagram, Path(endpoint)))
+            self.assertTrue(port.sender.send(datagram, Path(endpoint)))
             await deferLater(reactor, 0.02)
             if self.recorder.errors:
                 break
@@ -278,7 +294,7 @@ class PathMTUTests(UDPTestCase):
         self.assertTrue(datagram.startswith(error.quote))
         self.assertGreaterEqual(len(error.quote), 8)
         # From now on the kernel fragments what is larger.
-        self.assertTrue(port.sendDatagram(datagram, Path(endpoint)))
+        self.assertTrue(port.sender.send(datagram, Path(endpoint)))
         self.assertEqual(peer.recv(2000), datagram)
 
     async def test_path_mtu(self) -> None:
@@ -308,8 +324,7 @@ class UDPPortsTests(UDPTestCase):
             peer.sendto(b"question", (str(local), port.port))
             await self.until(lambda: self.recorder.datagrams)
             ((_, path),) = self.recorder.datagrams
-            assert path is not None
-            self.assertTrue(ports.send(batch_of(path, b"answer")))
+            self.assertEqual(ports.send(batch_of(path, b"answer")), 0)
             self.assertEqual(peer.recvfrom(100)[1][:2], (str(local), port.port))
             self.recorder.datagrams.clear()
 
@@ -324,14 +339,18 @@ class UDPPortsTests(UDPTestCase):
     def test_family_not_listened_on(self) -> None:
         """A path of a family without a socket fails, with an errno to count."""
         ports = self.ports(LOCAL4)
-        self.assertFalse(ports.sendDatagram(b"x", Path(Endpoint(LOCAL6, 4500))))
+        path = Path(Endpoint(LOCAL6, 4500))
+        self.assertFalse(ports.sendDatagram(b"x", path))
         self.assertEqual(ports.send_errno, errno.EAFNOSUPPORT)
+        self.assertEqual(ports.send(batch_of(path, b"x", b"y")), 2)
 
     def test_failure_is_told(self) -> None:
         """The errno of the socket that failed is that of the set."""
         ports = self.ports()
-        self.assertFalse(ports.send(batch_of(Path(Endpoint(ip_address("192.0.2.1"), 4500)), b"x")))
+        batch = batch_of(Path(Endpoint(ip_address("192.0.2.1"), 4500)), b"x", b"y")
+        self.assertEqual(ports.send(batch), 2)
         self.assertEqual(ports.send_errno, errno.ENETUNREACH)
+        self.assertEqual(batch.runs, [])
 
     def test_kernel_without_ipv6(self) -> None:
         """Where the kernel has no IPv6, listening everywhere means IPv4."""
