@@ -28,11 +28,17 @@ VNET_HEADER = 10
 
 @unique
 class NextHeader(IntEnum):
-    """What an ESP packet carries (RFC 4303 section 2.6)."""
+    """
+    What an ESP packet carries (RFC 4303 section 2.6).
+
+    PARTIAL is IPv4 or IPv6 with a TCP or UDP checksum that the receiver completes; the number is one for
+    experiments (RFC 3692), and only those who agreed on it in the key exchange send it.
+    """
 
     IPV4 = 4
     IPV6 = 41
     DUMMY = 59
+    PARTIAL = 253
 
 
 @unique

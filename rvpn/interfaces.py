@@ -68,6 +68,11 @@ class Run:
     end: int
     size: int
 
+    @property
+    def count(self) -> int:
+        """How many datagrams there are."""
+        return -((self.start - self.end) // self.size)
+
 
 class DatagramBatch:
     """
