@@ -1,10 +1,18 @@
 """A real TUN device in a network namespace: packets to and from the kernel, and how the device ends."""
 
+import contextlib
+import errno
+import fcntl
+import itertools
+import random
+import re
 import socket
 import struct
 from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor, threads
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -12,12 +20,19 @@ from twisted.python.failure import Failure
 from rvpn.constants import VNET_HEADER
 from rvpn.errors import LocalError
 from rvpn.interfaces import PacketBatch
+from rvpn.lab.namespaces import inside
 from rvpn.net.netlink import Netlink, Route
+from rvpn.net.offloads import IN_USE, OFF
 from rvpn.net.tun import PACKETS_PER_WAKEUP, TunPort
-from tests.integration.namespaces import NamespaceTestCase
+from tests.integration.namespaces import Namespace, NamespaceTestCase
 
 ECHO = struct.Struct("!BBHHH")
 MAIN_TABLE = 254
+FAMILY = {False: socket.AF_INET, True: socket.AF_INET6}
+# linux/if_tun.h, linux/virtio_net.h, linux/udp.h
+TUNSETOFFLOAD = 0x400454D0
+NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 1, 4, 5
+UDP_SEGMENT = 103
 
 
 def echo_answer(packet: bytes) -> bytes:
@@ -193,3 +208,181 @@ class TunPortTests(NamespaceTestCase):
         self.ping("10.9.0.9")
         self.port.doRead()
         self.assertEqual(self.port.fileno(), -1)
+
+
+class Wire:
+    """One end of a cable between two TUN devices: what comes out of one goes into the other as it is."""
+
+    port: TunPort
+    other: "Wire"
+
+    def __init__(self) -> None:
+        self.headers: set[tuple[int, int]] = set()
+        self.longest = 0
+
+    def packetsReceived(self, packets: PacketBatch) -> None:
+        """Pass packets on, and remember what the kernel left to do."""
+        for start, end in packets.spans:
+            flags, kind = packets.buffer[start : start + 2]
+            self.headers.add((flags, kind))
+            self.longest = max(self.longest, end - start - VNET_HEADER)
+        assert self.other.port.write(packets) == 0, self.other.port.refused
+
+    def deviceLost(self, reason: Failure) -> None:
+        """Fail."""
+        reason.raiseException()
+
+
+class SuperPacketTests(NamespaceTestCase):
+    """Two hosts with a TUN device each, and a cable of Python between them."""
+
+    here_addresses, far_addresses = ("10.0.0.1", "fd00::1"), ("10.0.0.2", "fd00::2")
+    mtu = 1400
+
+    def connect(self, offload_here: bool = True, offload_far: bool = True) -> None:
+        """Lay the cable."""
+        self.far = Namespace(self)
+        self.ends = Wire(), Wire()
+        self.ends[0].other, self.ends[1].other = reversed(self.ends)
+        for end, namespace, addresses, beyond, offload in (
+            (self.ends[0], self.here, self.here_addresses, self.far_addresses, offload_here),
+            (self.ends[1], self.far, self.far_addresses, self.here_addresses, offload_far),
+        ):
+            with inside(namespace.descriptor):
+                end.port = TunPort("rvpn0", end, reactor, offload)
+                self.addCleanup(end.port.close)
+                netlink = Netlink()
+                self.addCleanup(netlink.close)
+                netlink.bring_up(end.port.index, self.mtu)
+                for address in addresses:
+                    netlink.add_address(end.port.index, ip_address(address))
+                for address in beyond:
+                    netlink.add_route(Route(address, MAIN_TABLE, "unicast", 9, end.port.index))
+            end.port.startReading()
+
+    def wrong_checksums(self) -> int:
+        """Return how many TCP and UDP packets with wrong checksums the far host got."""
+        with inside(self.far.descriptor):
+            table = [line.split() for line in Path("/proc/net/snmp").read_text().splitlines()]
+            version6 = Path("/proc/net/snmp6").read_text()
+        counts = [
+            int(values[names.index("InCsumErrors")])
+            for names, values in itertools.pairwise(table)
+            if names[0] in ("Tcp:", "Udp:") and not values[1].isalpha() and names[1].isalpha()
+        ]
+        assert len(counts) == 2
+        (udp6,) = re.findall(r"^Udp6InCsumErrors\s+(\d+)", version6, re.MULTILINE)
+        return sum(counts) + int(udp6)
+
+    async def stream(self, address: str) -> None:
+        """Send a mebibyte by TCP to the far host."""
+        content = random.Random(1).randbytes(1 << 20)
+        with inside(self.far.descriptor):
+            listener = socket.create_server((address, 0), family=FAMILY[":" in address])
+        self.addCleanup(listener.close)
+        sent = threads.deferToThread(self.send_all, listener.getsockname()[:2], content)
+        received = await threads.deferToThread(self.receive_all, listener)
+        await sent
+        self.assertEqual(received, content)
+        self.assertEqual(self.wrong_checksums(), 0)
+
+    def send_all(self, address: tuple[str, int], content: bytes) -> None:
+        """Send by TCP from here."""
+        with inside(self.here.descriptor):
+            connection = socket.create_connection(address, timeout=10)
+        with connection:
+            connection.sendall(content)
+
+    def receive_all(self, listener: socket.socket) -> bytes:
+        """Receive what one TCP connection brings."""
+        listener.settimeout(10)
+        connection, _ = listener.accept()
+        received = bytearray()
+        with connection:
+            connection.settimeout(10)
+            while data := connection.recv(1 << 20):
+                received += data
+        return bytes(received)
+
+    async def datagrams(self, address: str) -> None:
+        """Send datagrams to the far host in one call."""
+        with inside(self.far.descriptor):
+            receiver = socket.socket(FAMILY[":" in address], socket.SOCK_DGRAM)
+            receiver.bind((address, 0))
+        self.addCleanup(receiver.close)
+        receiver.settimeout(0)
+        with socket.socket(receiver.family, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            sender.sendto(bytes(20_500), receiver.getsockname())
+        received: list[int] = []
+        for _ in range(200):
+            await deferLater(reactor, 0.005)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    received.append(len(receiver.recv(1 << 16)))
+            if len(received) == 21:
+                break
+        self.assertEqual(received, [1000] * 20 + [500])
+        self.assertEqual(self.wrong_checksums(), 0)
+
+    async def test_super_packets(self) -> None:
+        """
+        TCP and UDP of both IP versions come in packets far longer than the MTU, and go into the other kernel
+        as they are, which completes checksums and cuts.
+        """
+        self.connect()
+        self.assertEqual(set(self.ends[0].port.offloads.values()), {IN_USE})
+        for address, tcp in zip(self.far_addresses, (GSO_TCPV4, GSO_TCPV6), strict=True):
+            self.ends[0].headers.clear()
+            await self.stream(address)
+            await self.datagrams(address)
+            self.assertLessEqual({(NEEDS_CSUM, tcp), (NEEDS_CSUM, GSO_UDP_L4)}, self.ends[0].headers)
+        self.assertGreater(self.ends[0].longest, 10 * self.mtu)
+
+    async def test_off(self) -> None:
+        """Without offloads the kernel leaves nothing to do: finished packets, none longer than the MTU."""
+        self.connect(offload_here=False)
+        self.assertEqual(set(self.ends[0].port.offloads.values()), {OFF})
+        for address in self.far_addresses:
+            await self.stream(address)
+            await self.datagrams(address)
+        self.assertEqual(self.ends[0].headers, {(0, 0)})
+        self.assertEqual(self.ends[0].longest, self.mtu)
+
+    async def test_receiver_off(self) -> None:
+        """A device takes super-packets from us even where it is not to give any."""
+        self.connect(offload_far=False)
+        for address in self.far_addresses:
+            await self.stream(address)
+            await self.datagrams(address)
+        self.assertEqual(self.ends[1].headers, {(0, 0)})
+
+    def test_older_kernel(self) -> None:
+        """A kernel that refuses some offloads is asked for fewer; what is not in use has its reason."""
+        ioctl = fcntl.ioctl
+
+        def refusing(descriptor: int, request: int, argument: Any) -> Any:
+            if request == TUNSETOFFLOAD and argument & self.unknown:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return ioctl(descriptor, request, argument)
+
+        self.patch(fcntl, "ioctl", refusing)
+        refusal = "refused by the kernel: Invalid argument"
+        for self.unknown, accepted in (
+            (0x60, {"checksum", "TSO4", "TSO6"}),
+            (0x62, {"checksum"}),
+            (0x7F, set()),
+        ):
+            port = TunPort("rvpn0", Wire(), reactor)
+            self.assertEqual({name for name, how in port.offloads.items() if how == IN_USE}, accepted)
+            self.assertLessEqual(set(port.offloads.values()), {IN_USE, refusal})
+            port.close()
+
+    def test_header_that_does_not_fit(self) -> None:
+        """The kernel refuses a header that speaks of another packet, which counts with its reason."""
+        self.connect()
+        batch = PacketBatch(100)
+        batch.buffer[:30] = bytes([1, GSO_TCPV4, 0, 0, 0, 0, 200, 0, 16, 0]) + b"\x45" + bytes(19)
+        batch.add(30)
+        self.assertEqual(self.ends[0].port.write(batch), 1)
+        self.assertEqual(self.ends[0].port.refused, {"EINVAL": 1})

@@ -14,7 +14,7 @@ from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path, Run
 from rvpn.lab.namespaces import inside
 from rvpn.net import udp
 from rvpn.net.offloads import IN_USE, OFF
-from rvpn.net.udp import BATCH_CAPACITY, READS_PER_WAKEUP, UDPPort, UDPPorts
+from rvpn.net.udp import BATCH_CAPACITY, BYTES_PER_WAKEUP, READS_PER_WAKEUP, UDPPort, UDPPorts
 from rvpn.net.udpsocket import PathError
 from tests.integration.namespaces import Namespace, NamespaceTestCase
 
@@ -253,6 +253,179 @@ class UDPPortTests(UDPTestCase):
         for _ in range(2):
             peer.sendto(b"x", ("127.0.0.1", port.port))
         port.doRead()
+
+
+class OffloadTests(UDPTestCase):
+    """Runs of datagrams through one call, where the kernel takes them and where it does not."""
+
+    content = (*(bytes([number]) * 1000 for number in range(40)), b"last")
+
+    async def exchanged(self, sender: UDPPort, receiver: UDPPort) -> list[Run]:
+        """Send a run from one port to the other; return the runs in which it arrived whole and in order."""
+        path = Path(Endpoint(receiver.address, receiver.port))
+        self.assertEqual(send(sender, path, *self.content), 0)
+        await self.until(lambda: len(self.recorder.datagrams) >= len(self.content))
+        here = Path(Endpoint(sender.address, sender.port), receiver.address)
+        self.assertEqual(self.recorder.datagrams, [(datagram, here) for datagram in self.content])
+        return self.recorder.runs
+
+    async def test_whole(self) -> None:
+        """A run arrives as one, with its size, its source and our address; over IPv4 and IPv6."""
+        for address in LOCAL4, LOCAL6:
+            (run,) = await self.exchanged(self.port(address), self.port(address))
+            self.assertEqual((run.end - run.start, run.size), (40_004, 1000))
+            self.recorder.datagrams.clear()
+            self.recorder.runs.clear()
+
+    async def test_sender_without(self) -> None:
+        """What is sent one by one makes the same runs at the receiver."""
+        sender = self.port(LOCAL4, offload=False)
+        self.assertEqual(sender.offloads, {"UDP_SEGMENT": OFF, "UDP_GRO": OFF})
+        runs = await self.exchanged(sender, self.port(LOCAL4))
+        self.assertLessEqual(len(runs), 2)  # if it woke up in the middle
+
+    async def test_receiver_without(self) -> None:
+        """What is sent as a run comes one by one where the receiver wants no offload, and is joined here."""
+        (run,) = await self.exchanged(self.port(LOCAL4), self.port(LOCAL4, offload=False))
+        self.assertEqual((run.end - run.start, run.size), (40_004, 1000))
+
+    async def test_kernel_that_cannot(self) -> None:
+        """A run that the kernel does not cut goes one by one."""
+        sender = self.port(LOCAL4)
+        self.assertEqual(sender.offloads, {"UDP_SEGMENT": IN_USE, "UDP_GRO": IN_USE})
+        sender._socket.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
+        await self.exchanged(sender, self.port(LOCAL4))
+        self.assertEqual(sender.sender.one_by_one, {"EINVAL": 1})
+
+    async def test_longer_than_the_link_carries(self) -> None:
+        """Datagrams that must be fragmented cannot be cut from a run, and arrive all the same."""
+        with self.here.kernel() as kernel:
+            kernel.link("set", index=1, mtu=900)
+        sender = self.port(LOCAL4)
+        await self.exchanged(sender, self.port(LOCAL4))
+        self.assertEqual(sum(sender.sender.one_by_one.values()), 1)
+
+    async def test_runs_are_made_of_what_belongs_together(self) -> None:
+        """Datagrams that come one by one are a run as long as path and size stay the same."""
+        port, peers = self.port(LOCAL4, reading=False, offload=False), [self.peer(LOCAL4) for _ in range(2)]
+        sizes = [(0, 10), (0, 10), (0, 5), (0, 10), (0, 11), (1, 11), (1, 0), (1, 11), (0, 11)]
+        for peer, size in sizes:
+            peers[peer].sendto(bytes(size), ("127.0.0.1", port.port))
+        port.doRead()
+        self.assertEqual(
+            [(run.end - run.start, run.size) for run in self.recorder.runs],
+            [(25, 10), (10, 10), (11, 11), (22, 11), (11, 11)],
+        )
+
+    async def test_many_in_one_wakeup(self) -> None:
+        """One wake-up brings several runs, but not more than its bound."""
+        port, sender = self.port(LOCAL4, reading=False), self.port(LOCAL4)
+        runs = 2 * BYTES_PER_WAKEUP // 40_000
+        for _ in range(runs):
+            send(sender, Path(Endpoint(LOCAL4, port.port)), *self.content)
+        port.doRead()
+        self.assertEqual(self.recorder.wakeups, 1)
+        self.assertLess(BYTES_PER_WAKEUP, sum(run.end - run.start for run in self.recorder.runs))
+        self.assertLess(len(self.recorder.runs), runs)
+
+    async def test_errors_about_a_run(self) -> None:
+        """An ICMP error about a run quotes its first datagram, and costs the next run nothing."""
+        port = self.port(LOCAL4)
+        nobody = self.closed_endpoint(LOCAL4)
+        send(port, Path(nobody), *self.content)
+        await self.until(lambda: self.recorder.errors)
+        self.assertEqual(self.recorder.errors[0].errno, errno.ECONNREFUSED)
+        self.assertTrue(self.content[0].startswith(self.recorder.errors[0].quote))
+        send(port, Path(nobody), *self.content)  # leaves an error for the next call
+        await self.exchanged(port, self.port(LOCAL4))
+
+
+class FullTests(UDPTestCase):
+    """A link that carries 80 Mbit/s, and 4 MB to send at once."""
+
+    datagrams = tuple(number.to_bytes(4) * 250 for number in range(4000))
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.far = Namespace(self)
+        self.here.connect("outside", self.far, "outside")
+        self.here.address("outside", "192.0.2.1/24")
+        self.far.address("outside", "192.0.2.2/24")
+        with inside(self.far.descriptor):
+            self.receiver = self.peer(ip_address("192.0.2.2"))
+        self.receiver.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE
+        self.path = Path(endpoint_of(self.receiver))
+        self.batches = [
+            batch_of(self.path, *self.datagrams[start : start + 50])
+            for start in range(0, len(self.datagrams), 50)
+        ]
+
+    def narrow(self, queue: int) -> None:
+        """Let the link hold back `queue` bytes, and carry 80 Mbit/s."""
+        with self.here.kernel() as kernel:
+            (index,) = kernel.link_lookup(ifname="outside")
+            kernel.tc(
+                "add", "tbf", index=index, handle=0x10000, rate=80_000_000 // 8, burst=70_000, limit=queue
+            )
+
+    def ports(self, offload: bool = True) -> UDPPorts:
+        """Return one port, and send on whenever there is room."""
+        ports = UDPPorts([ANY4], lambda address: self.port(address, reading=False, offload=offload))
+        self.addCleanup(ports.close)
+        ports.startReading()
+        self.recorder.sendingResumed = lambda: self.go_on(ports)  # type: ignore[method-assign]
+        return ports
+
+    def go_on(self, ports: UDPPorts) -> None:
+        """Send until a socket is full."""
+        self.recorder.resumptions += 1
+        while self.batches:
+            self.assertEqual(ports.send(self.batches[0]), 0)
+            if self.batches[0].runs:
+                return
+            del self.batches[0]
+
+    async def all_arrive(self, ports: UDPPorts) -> None:
+        self.go_on(ports)
+        self.assertNotEqual(self.batches, [], "the link is not narrow")
+        self.assertTrue(ports.sendDatagram(b"heartbeat", self.path))
+        await self.until(lambda: not self.batches)
+        received: list[bytes] = []
+        while len(received) < len(self.datagrams) + 1:
+            received.append(self.receiver.recv(2000))
+        place = received.index(b"heartbeat")
+        del received[place]
+        self.assertEqual(received, [*self.datagrams])
+        self.assertLess(place, len(self.datagrams) - 50, "the heartbeat did not go first")
+        (port,) = ports.ports
+        self.assertGreater(port.sender.waits, 1)
+        self.assertEqual(port.sender.refused, {})
+
+    def port_with_small_buffer(self, offload: bool) -> UDPPorts:
+        """Return a port whose socket holds little."""
+        ports = self.ports(offload)
+        ports.ports[0]._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return ports
+
+    async def test_full_socket(self) -> None:
+        """What a socket with a tiny buffer cannot take waits: nothing is lost, and heartbeats go first."""
+        self.narrow(queue=1 << 24)
+        await self.all_arrive(self.port_with_small_buffer(offload=True))
+
+    async def test_full_socket_one_by_one(self) -> None:
+        """So without offloads."""
+        self.narrow(queue=1 << 24)
+        await self.all_arrive(self.port_with_small_buffer(offload=False))
+
+    async def test_full_queue(self) -> None:
+        """A card's full queue does not tell when it has room: it is tried again, and nothing is lost."""
+        self.narrow(queue=200_000)
+        await self.all_arrive(self.ports())
+
+    async def test_full_queue_one_by_one(self) -> None:
+        """So without offloads."""
+        self.narrow(queue=200_000)
+        await self.all_arrive(self.ports(offload=False))
 
 
 class PathMTUTests(UDPTestCase):
