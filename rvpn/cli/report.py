@@ -1,4 +1,4 @@
-"""The status of a service as text for people: headline, clusters, a line per session, exchanges, drops."""
+"""The status of a service as text for people: headline, clusters, a line per session, offloads, drops."""
 
 from collections.abc import Callable, Iterable, Sequence
 from time import localtime, strftime
@@ -55,7 +55,9 @@ def text(status: Status) -> str:
             *(_section("certificates", certificates) if (certificates := _certificates(status)) else []),
             "exchanges: " + ", ".join(f"{count:,} {state}" for state, count in status["exchanges"].items()),
             *(_section("failovers", _table(_FAILOVER, status["failovers"])) if "failovers" in status else []),
-            *_section("drops", aligned([[reason, f"{n:,}"] for reason, n in status["drops"].items() if n])),
+            *_section("offloads", aligned([[of, _offloads(how)] for of, how in status["offloads"].items()])),
+            *_section("refusals", _counts(status["refusals"])),
+            *_section("drops", _counts(status["drops"])),
         ]
     )
 
@@ -130,6 +132,17 @@ def _cluster(cluster: Status) -> str:
     used = f"in use {cluster['in_use']}" if cluster["in_use"] else "none in use"
     waiting = f", {_packets(cluster['waiting'])} waiting" if cluster["waiting"] else ""
     return f"{cluster['name']}: {used}, order {' '.join(cluster['order'])}{waiting}"
+
+
+def _counts(counts: dict[str, int]) -> list[str]:
+    return aligned([[what, f"{count:,}"] for what, count in counts.items() if count])
+
+
+def _offloads(offloads: dict[str, str]) -> str:
+    names: dict[str, list[str]] = {}
+    for name, how in offloads.items():
+        names.setdefault(how, []).append(name)
+    return "; ".join(f"{', '.join(those)} {how}" for how, those in names.items())
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ from rvpn.net.rtnetlink import CREATE, DUMP, EXCLUSIVE, Kind, Message, RoutingSo
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_RUNNING = 0x1, 0x8, 0x10, 0x40  # linux/if.h
 # linux/if_link.h
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 3, 4, 52, 53
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 3, 4, 13, 52, 53
 _NESTED = 0x8000
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -38,6 +38,8 @@ _ROUTE_TYPES = {"unicast": _UNICAST, "unreachable": 7, "throw": 9}
 _FRA_SRC, _FRA_IIFNAME, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE = 2, 3, 4, 6, 10, 15
 _TO_TABLE, _GOTO, _NOTHING = 1, 2, 3
 _FIB_RULE_INVERT = 0x2
+#: Packets that wait in a TUN device; the kernel has 500.
+_QUEUE = 1000
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
 _GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -131,9 +133,10 @@ class Netlink:
             raise LocalError(f"there is no network interface {interface}") from error
 
     def bring_up(self, device: int, mtu: int) -> None:
-        """Set the link up, with this MTU in bytes."""
+        """Set the link of a TUN device up, with this MTU in bytes."""
         with _refused(f"set the link up with MTU {mtu}"):
-            self._request(Kind.NEW_LINK, _link(device, _IFF_UP) + attribute(_IFLA_MTU, mtu))
+            attributes = attribute(_IFLA_MTU, mtu) + attribute(_IFLA_TXQLEN, _QUEUE)
+            self._request(Kind.NEW_LINK, _link(device, _IFF_UP) + attributes)
 
     def add_name(self, device: int, name: str) -> bool:
         """

@@ -30,7 +30,7 @@ from zope.interface import implementer
 from rvpn.constants import VNET_HEADER
 from rvpn.errors import LocalError
 from rvpn.interfaces import PacketBatch
-from rvpn.net.offloads import IN_USE, OFF, Offloads, refused_by_kernel
+from rvpn.net.offloads import IN_USE, OFF, Offloads, name_of, refused_by_kernel
 
 #: A wake-up ends after so many packets, or after the one that brings the batch to so many bytes: a
 #: millisecond's work.
@@ -83,7 +83,7 @@ class TunDevice:
     Without `offload` the kernel leaves us nothing to do. Raises `LocalError` if it cannot be created.
     """
 
-    def __init__(self, name: str, offload: bool) -> None:
+    def __init__(self, name: str, offload: bool = True) -> None:
         if len(name.encode()) > _LONGEST_NAME:
             raise LocalError(
                 f"cannot create the TUN device {name}: the name is longer than {_LONGEST_NAME} bytes"
@@ -147,7 +147,7 @@ class TunPort:
     A TUN device in the reactor. It exists after construction and reads after `startReading`.
 
     Raises `LocalError` if the device cannot be created. `offloads` tells what the kernel leaves to us,
-    `refused` counts the packets that it did not take, by the name of the errno. `open_device` is for tests.
+    `refusals` counts the packets that it did not take, with the errno's name. `open_device` is for tests.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class TunPort:
         self.name = self._device.name
         self.index = self._device.index
         self.offloads = self._device.offloads
-        self.refused: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self._receiver = receiver
         self._reactor = reactor
         self._batch = PacketBatch(BYTES_PER_WAKEUP + LARGEST_READ)
@@ -190,7 +190,7 @@ class TunPort:
         try:
             self._device.write(packet)
         except OSError as error:
-            self.refused[errno.errorcode.get(error.errno or 0, "unknown")] += 1
+            self.refusals[f"packet {name_of(error.errno or 0)}"] += 1
             return False
         return True
 

@@ -24,6 +24,7 @@ import errno
 import pathlib
 import select
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
@@ -256,6 +257,19 @@ class UDPPorts:
         # The socket without an address of its own, else the last of its family, takes what no other does.
         ranked = sorted(self.ports, key=lambda port: port.address.is_unspecified)
         self._by_version = {port.address.version: port for port in ranked}
+
+    @property
+    def offloads(self) -> dict[str, Offloads]:
+        """Which offloads are in use, by the address and port of each socket."""
+        return {str(port.endpoint): port.offloads for port in self.ports}
+
+    @property
+    def refusals(self) -> Counter[str]:
+        """What the kernel would not take, by kind and errno, of all sockets."""
+        refusals: Counter[str] = Counter()
+        for port in self.ports:
+            refusals += port.sender.refusals
+        return refusals
 
     def startReading(self) -> None:
         """Begin to deliver datagrams and errors."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from rvpn.interfaces import Path, Run
 from rvpn.memo import Memo
+from rvpn.net.offloads import name_of
 from rvpn.net.udpsocket import Ancillary, from_address, segmented
 
 #: Paths whose form for the kernel is kept: half a MiB. Forged sources cost time, not memory.
@@ -48,16 +49,14 @@ class UDPSender:
     The sending half of a socket. `filled` is called with EAGAIN or ENOBUFS when it has become full; then
     nothing is tried before `resume`.
 
-    `failure` is the errno of the last datagram that the kernel refused. `refused` counts them, and
-    `one_by_one` the runs that could not be cut, both by the errno's name; `waits` how often it was full.
+    `failure` is the errno of the last datagram that the kernel refused. `refusals` counts how often it was
+    full, the runs that could not be cut and the datagrams that were refused, these with the errno's name.
     """
 
     def __init__(self, opened: socket.socket, segmenting: bool, filled: Callable[[int], None]) -> None:
         self.full = False
         self.failure = 0
-        self.refused: Counter[str] = Counter()
-        self.one_by_one: Counter[str] = Counter()
-        self.waits = 0
+        self.refusals: Counter[str] = Counter()
         self._socket = opened
         self._segmenting = segmenting
         self._filled = filled
@@ -75,7 +74,7 @@ class UDPSender:
         if run.end - run.start > size and self._segmenting and target.segmentable:
             failure = self._submit(view[run.start : run.end], target.segmented[size], target.remote)
             if failure in _TOO_LONG or failure in _NOT_HERE:
-                self.one_by_one[_name(failure)] += 1
+                self.refusals[f"run {name_of(failure)}"] += 1
                 target.segmentable = failure not in _NOT_HERE
             else:
                 return self._settle(failure, run, run.end)
@@ -134,7 +133,7 @@ class UDPSender:
         if failure != errno.EAGAIN and not (failure == errno.ENOBUFS and self._retries <= RETRIES):
             return False
         self.full = True
-        self.waits += 1
+        self.refusals["socket full"] += 1
         self._filled(failure)
         return True
 
@@ -149,14 +148,10 @@ class UDPSender:
         if not failure:
             return 0
         self.failure = failure
-        self.refused[_name(failure)] += datagrams
+        self.refusals[f"datagram {name_of(failure)}"] += datagrams
         return datagrams
 
 
 def number_of(run: Run) -> int:
     """Return how many datagrams are in a run."""
     return -((run.start - run.end) // run.size)
-
-
-def _name(failure: int) -> str:
-    return errno.errorcode.get(failure, str(failure))

@@ -167,6 +167,16 @@ KEYS = (
     ),
     Key(
         section="GENERAL",
+        syntax="Offload",
+        field="offload",
+        type=values.OFFLOAD,
+        default="auto",
+        description="Whether the kernel and this node do work for many packets at once (`auto`: as far as the"
+        " kernel can; `rvpn status` tells).",
+        example="Offload = off",
+    ),
+    Key(
+        section="GENERAL",
         syntax="Transforms",
         field="transforms",
         type=values.TRANSFORMS,

@@ -90,6 +90,7 @@ class Policy:
     failback_hold_down: float = FAILBACK_HOLD_DOWN
     port: int = DEFAULT_PORT
     listen: tuple[IPAddress, ...] = (IPv4Address(0), IPv6Address(0))
+    offload: bool = True
     transforms: tuple[TransformID, ...] = (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305)
     key_lifetime: float = KEY_LIFETIME
     exchange_time: float = EXCHANGE_TIME

@@ -348,6 +348,7 @@ MECHANISM = choice({mechanism.name.lower(): mechanism for mechanism in Mechanism
 HEARTBEAT = choice({mode.value: mode for mode in HeartbeatMode})
 HEARTBEAT_AUTHENTICATION = choice({"yes": False, "none": True})
 PRESENCE = choice({presence.value: presence for presence in LanPresence})
+OFFLOAD = choice({"auto": True, "off": False})
 YES_NO = choice({"yes": True, "no": False})
 TRANSFORM = choice(
     {"aes-gcm-256": TransformID.AES_GCM_16_256, "chacha20-poly1305": TransformID.CHACHA20_POLY1305}

@@ -21,6 +21,7 @@ from rvpn.policy.values import InlinePEM
 _FIXED_AT_START = {
     "Port": attrgetter("policy.port"),
     "Listen": attrgetter("policy.listen"),
+    "Offload": attrgetter("policy.offload"),
     "Name of [DEVICE]": attrgetter("policy.device_name"),
     "InnerAddress": attrgetter("policy.inner_addresses"),
     "Interface of [LAN]": attrgetter("policy.lan_interface"),

@@ -279,6 +279,8 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             "device": self._tun.name,
             "mtu": self.mtu,
             "certificate": self._certificate_status(),
+            "offloads": {self._tun.name: self._tun.offloads, **self._udp.offloads},
+            "refusals": {**self._udp.refusals, **self._tun.refusals},
             **self.node.status(now),
         }
 

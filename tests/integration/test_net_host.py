@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from rvpn.constants import Role
+from rvpn.constants import VNET_HEADER, Role
 from rvpn.errors import LocalError
 from rvpn.interfaces import Endpoint, IPAddress
 from rvpn.lab.namespaces import inside
 from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink, OuterPath
-from rvpn.net.tun import MAX_PACKET, TunDevice
+from rvpn.net.tun import LARGEST_READ, TunDevice
 from rvpn.net.udpsocket import open_socket
 from rvpn.state import StateDirectory
 from tests.integration.namespaces import Namespace, NamespaceTestCase
@@ -120,9 +120,9 @@ class HostTestCase(NamespaceTestCase):
 
     def from_tun(self, destination: IPAddress) -> tuple[IPAddress, bytes]:
         """Wait for a UDP packet from the kernel to `destination`; return its source and its payload."""
-        buffer = memoryview(bytearray(MAX_PACKET))
+        buffer = memoryview(bytearray(LARGEST_READ))
         while select.select([self.tun], [], [], 1)[0]:
-            packet = bytes(buffer[: self.tun.read(buffer)])
+            packet = bytes(buffer[VNET_HEADER : self.tun.read(buffer)])
             if packet[0] >> 4 == 4 and packet[16:20] == destination.packed:
                 return IPv4Address(packet[12:16]), packet[28:]
             if packet[0] >> 4 == 6 and packet[24:40] == destination.packed:
@@ -265,12 +265,18 @@ class TunTests(HostTestCase):
         self.assertEqual(self.netlink.addresses(self.tun.index), {first, second})
         self.host.prepare_tun("rvpn0", [second, third], 1380)
         self.assertEqual(self.netlink.addresses(self.tun.index), {second, third})
-        self.assertEqual(self.mtu(), 1380)
+        self.assertEqual(self.setting("mtu"), 1380)
 
-    def mtu(self) -> int:
-        """Return the MTU of the TUN."""
+    def test_queue(self) -> None:
+        """More packets wait in the TUN than the kernel's 500."""
+        self.node()
+        self.host.prepare_tun("rvpn0", [], 1400)
+        self.assertEqual(self.setting("txqlen"), 1000)
+
+    def setting(self, name: str) -> int:
+        """Return a setting of the TUN."""
         with self.here.kernel() as kernel:
-            found: int = kernel.link("get", index=self.tun.index)[0].get("mtu")
+            found: int = kernel.link("get", index=self.tun.index)[0].get(name)
         return found
 
     def test_refused(self) -> None:
@@ -436,7 +442,7 @@ class GatewayRoutingTests(HostTestCase):
     def test_to_the_lan(self) -> None:
         """What the client sent through the tunnel is forwarded to the LAN, under strict rp_filter too."""
         target = self.udp("10.1.0.2", 7, where=self.lan)
-        self.tun.write(udp_packet("192.0.2.2", "10.1.0.2", b"inner"))
+        self.tun.write(bytes(VNET_HEADER) + udp_packet("192.0.2.2", "10.1.0.2", b"inner"))
         self.assertEqual(target.recvfrom(100), (b"inner", ("192.0.2.2", 7)))
 
     def test_ipv6_forwarding(self) -> None:

@@ -226,7 +226,7 @@ class Wire:
             flags, kind = packets.buffer[start : start + 2]
             self.headers.add((flags, kind))
             self.longest = max(self.longest, end - start - VNET_HEADER)
-        assert self.other.port.write(packets) == 0, self.other.port.refused
+        assert self.other.port.write(packets) == 0, self.other.port.refusals
 
     def deviceLost(self, reason: Failure) -> None:
         """Fail."""
@@ -385,4 +385,4 @@ class SuperPacketTests(NamespaceTestCase):
         batch.buffer[:30] = bytes([1, GSO_TCPV4, 0, 0, 0, 0, 200, 0, 16, 0]) + b"\x45" + bytes(19)
         batch.add(30)
         self.assertEqual(self.ends[0].port.write(batch), 1)
-        self.assertEqual(self.ends[0].port.refused, {"EINVAL": 1})
+        self.assertEqual(self.ends[0].port.refusals, {"packet EINVAL": 1})

@@ -51,6 +51,8 @@ STATUS = {
         }
     ],
     "exchanges": {"running": 0, "established": 1, "failed": 2},
+    "offloads": {"rvpn0": {"checksum": "in use", "TSO4": "in use", "USO4": "off"}, "[::]:4500": {}},
+    "refusals": {"socket full": 1234},
     "drops": {"no-session": 12, "replayed": 0},
 }
 POLICY = """
@@ -302,6 +304,12 @@ class ServiceTests(SynchronousTestCase):
         )
         self.assertIn("no-session  12", outcome.out)
         self.assertNotIn("replayed", outcome.out)
+
+    def test_offloads(self) -> None:
+        """What is in use stands together, and beside it what is not and why; refusals are counted."""
+        text = report.text(STATUS)
+        self.assertIn("\n  rvpn0      checksum, TSO4 in use; USO4 off\n", text)
+        self.assertIn("\n  socket full  1,234\n", text)
 
     def test_columns(self) -> None:
         """Values stand under their titles, whatever their lengths."""

@@ -101,6 +101,7 @@ class ConfigurationTests(SynchronousTestCase):
         for more, name in (
             ("[GENERAL]\nPort = 4501\n", "Port"),
             ("[GENERAL]\nListen = 192.0.2.1\n", "Listen"),
+            ("[GENERAL]\nOffload = off\n", "Offload"),
             ("[DEVICE]\nName = vpn1\n", "Name of [DEVICE]"),
             ("[DEVICE]\nInnerAddress = 10.9.0.1\n", "InnerAddress"),
             ("[LAN]\nInterface = eth1\n", "Interface of [LAN]"),

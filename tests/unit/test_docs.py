@@ -22,7 +22,15 @@ from tests.unit.simulation import INNER, TARGET, Network, udp_packet
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What the service adds to the status of its node (rvpn.service.tunnel).
-OF_THE_SERVICE = {"version": __version__, "uptime": 1.0, "device": "rvpn0", "mtu": 1438, "certificate": None}
+OF_THE_SERVICE = {
+    "version": __version__,
+    "uptime": 1.0,
+    "device": "rvpn0",
+    "mtu": 1438,
+    "certificate": None,
+    "offloads": {},
+    "refusals": {},
+}
 
 
 def read(page: str) -> str:

@@ -145,7 +145,7 @@ class TunPortTests(SynchronousTestCase):
         self.assertEqual(self.device.written, [b"one", b"three"])
         self.device.broken = OSError(errno.EIO, "Input/output error")
         self.assertEqual(self.port.write(batch), 2)
-        self.assertEqual(self.port.refused, {"EIO": 2})
+        self.assertEqual(self.port.refusals, {"packet EIO": 2})
 
     def test_write_packet(self) -> None:
         """A packet of our own has nothing left to do for the kernel, and its header says so."""

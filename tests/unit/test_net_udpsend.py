@@ -90,7 +90,7 @@ class UDPSenderTests(SynchronousTestCase):
             self.socket.refuses_runs_with = 0
             self.sender.send_run(self.view, self.run_of_three())
             self.assertEqual(self.socket.calls[-1][1], 4)
-        self.assertEqual(self.sender.one_by_one, {"EMSGSIZE": 1, "EINVAL": 1})
+        self.assertEqual(self.sender.refusals, {"run EMSGSIZE": 1, "run EINVAL": 1})
 
     def test_no_segmentation_on_this_path(self) -> None:
         """Where the way out cannot cut, it is not asked again; another path is."""
@@ -101,7 +101,7 @@ class UDPSenderTests(SynchronousTestCase):
         self.assertEqual([size for _, size in self.socket.calls], [None] * 6)
         self.sender.send_run(self.view, self.run_of_three(OTHER))
         self.assertEqual(self.socket.calls[-1][1], 4)
-        self.assertEqual(self.sender.one_by_one, {"EIO": 1})
+        self.assertEqual(self.sender.refusals, {"run EIO": 1})
 
     def test_refused_run(self) -> None:
         """All datagrams of a run that has no way count as refused, and it does not stay."""
@@ -109,7 +109,8 @@ class UDPSenderTests(SynchronousTestCase):
         self.refuse(errno.ENETUNREACH)
         self.assertEqual(self.sender.send_run(self.view, run), 3)
         self.assertEqual(run.start, run.end)
-        self.assertEqual((self.sender.failure, self.sender.refused), (errno.ENETUNREACH, {"ENETUNREACH": 3}))
+        self.assertEqual(self.sender.failure, errno.ENETUNREACH)
+        self.assertEqual(self.sender.refusals, {"datagram ENETUNREACH": 3})
 
     def test_one_of_a_run_refused(self) -> None:
         """One by one, a refused datagram costs none of the others."""
@@ -137,7 +138,7 @@ class UDPSenderTests(SynchronousTestCase):
             self.assertEqual(self.socket.sent, [*self.datagrams])
             self.socket.sent.clear()
             self.filled.clear()
-        self.assertEqual((self.sender.waits, self.sender.refused), (2, {}))
+        self.assertEqual(self.sender.refusals, {"socket full": 2})
 
     def test_full_in_the_middle(self) -> None:
         """What of a run was sent one by one before the socket was full is not sent again."""
@@ -176,7 +177,8 @@ class UDPSenderTests(SynchronousTestCase):
         for _ in range(WAITING_DATAGRAMS):
             self.assertTrue(self.sender.send(b"x", PATH))
         self.assertFalse(self.sender.send(b"x", PATH))
-        self.assertEqual((self.sender.failure, self.sender.refused), (errno.ENOBUFS, {"ENOBUFS": 1}))
+        self.assertEqual(self.sender.failure, errno.ENOBUFS)
+        self.assertEqual(self.sender.refusals, {"socket full": 1, "datagram ENOBUFS": 1})
 
     def test_waiting_datagram_refused(self) -> None:
         """A datagram that waited in vain is counted, and does not stop the next."""
@@ -185,7 +187,8 @@ class UDPSenderTests(SynchronousTestCase):
         self.sender.send(b"second", PATH)
         self.refuse(errno.EPERM)
         self.assertTrue(self.sender.resume())
-        self.assertEqual((self.socket.sent, self.sender.refused), ([b"second"], {"EPERM": 1}))
+        self.assertEqual(self.socket.sent, [b"second"])
+        self.assertEqual(self.sender.refusals, {"socket full": 1, "datagram EPERM": 1})
 
     def test_queue_that_never_empties(self) -> None:
         """After so many tries a full card's queue is an error like any other, until something goes out."""
