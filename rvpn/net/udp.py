@@ -87,8 +87,9 @@ class UDPPort:
     """
     One UDP socket in the reactor: bound after construction, reading after `startReading`.
 
-    `port` 0 lets the kernel choose, and the attribute tells. `batch` has BATCH_CAPACITY. `mark` is for
-    SO_MARK. `offloads` tells which are in use. Raises `LocalError` if the address cannot be used.
+    `port` 0 lets the kernel choose, and the attribute tells; `name` is for people. `batch` has
+    BATCH_CAPACITY. `mark` is for SO_MARK. `offloads` tells which are in use. Raises `LocalError` if the
+    address cannot be used.
     """
 
     def __init__(
@@ -108,16 +109,12 @@ class UDPPort:
         self._events.register(self._socket, select.EPOLLIN)
         self.address = address
         self.port: int = self._socket.getsockname()[1]
+        self.name = f"UDP {Endpoint(address, self.port)}"
         self._retry = alarm.Alarm(self._resume, reactor)
         self._protocol = protocol
         self._reactor = reactor
         self._batch = batch
         self._origins = Memo(_origin, REMEMBERED_PATHS)
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The address and port it is bound to."""
-        return Endpoint(self.address, self.port)
 
     def startReading(self) -> None:
         """Begin to deliver datagrams and errors."""
@@ -168,7 +165,7 @@ class UDPPort:
         try:
             self._protocol.batchReceived(batch)
         except Exception:
-            _log.failure("datagrams to {endpoint} could not be handled", endpoint=self.endpoint)
+            _log.failure("datagrams to {port} could not be handled", port=self.name)
         return emptied
 
     def _add(self, length: int, ancillary: Ancillary, _flags: int, source: tuple[Any, ...]) -> None:
@@ -220,7 +217,7 @@ class UDPPort:
         try:
             self._protocol.sendingResumed()
         except Exception:
-            _log.failure("what waited for {endpoint} could not be sent", endpoint=self.endpoint)
+            _log.failure("what waited for {port} could not be sent", port=self.name)
 
     def connectionLost(self, reason: Failure) -> None:
         """Close: the reactor is about to end, which is the only cause there is."""
@@ -232,7 +229,7 @@ class UDPPort:
 
     def logPrefix(self) -> str:
         """Return the name in log lines."""
-        return f"UDP {self.endpoint}"
+        return self.name
 
 
 class UDPPorts:
@@ -260,8 +257,8 @@ class UDPPorts:
 
     @property
     def offloads(self) -> dict[str, Offloads]:
-        """Which offloads are in use, by the address and port of each socket."""
-        return {str(port.endpoint): port.offloads for port in self.ports}
+        """Which offloads are in use, by the name of each socket."""
+        return {port.name: port.offloads for port in self.ports}
 
     @property
     def refusals(self) -> Counter[str]:
