@@ -9,12 +9,11 @@ One attempt per client in a second, and a bounded number in all. If the client b
 ours is dropped for it (DESIGN 3).
 """
 
-from collections import deque
 from collections.abc import Collection, Hashable, Sequence
 from typing import Protocol
 
 from rvpn.agenda import Agenda
-from rvpn.constants import CALL_QUEUE_LENGTH, CALLS_PER_SECOND
+from rvpn.constants import CALL_QUEUE_BYTES, CALL_QUEUE_LENGTH, CALLS_PER_SECOND
 from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, Path, PeerIdentity, SecurityContext
@@ -24,6 +23,7 @@ from rvpn.keyexchange.tokens import Message
 from rvpn.policy.model import Client, Policy
 from rvpn.rate import Rate
 from rvpn.sessions import SAPair, SessionCache
+from rvpn.waiting import WaitingPackets
 
 
 class Caller(Protocol):
@@ -40,8 +40,8 @@ class Caller(Protocol):
     def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
         """Answer a packet that cannot be delivered."""
 
-    def drop(self, reason: DropReason) -> None:
-        """Count a packet."""
+    def drop(self, reason: DropReason, count: int = 1) -> None:
+        """Count packets."""
 
 
 class Calls:
@@ -50,7 +50,7 @@ class Calls:
     def __init__(self, caller: Caller, agenda: Agenda) -> None:
         self._caller = caller
         self._initiations = Initiations(self, agenda)
-        self._waiting: dict[Hashable, deque[bytes]] = {}
+        self._waiting: dict[Hashable, WaitingPackets] = {}
         self._pairs: dict[Hashable, SAPair] = {}
         self._called_at: dict[PeerIdentity, float] = {}
         self._rate = Rate(CALLS_PER_SECOND)
@@ -65,15 +65,14 @@ class Calls:
         """Let `packet` wait for a session with `client`, and begin one if none is under way."""
         peer = client.identity
         if peer in self._waiting:
-            if len(self._waiting[peer]) == CALL_QUEUE_LENGTH:
-                self._caller.drop(DropReason.QUEUE_FULL)
-            self._waiting[peer].append(bytes(packet))
+            self._caller.drop(DropReason.QUEUE_FULL, self._waiting[peer].add(bytes(packet)))
             return ()
         early = now < self._called_at.get(peer, float("-inf")) + 1
         if endpoint is None or early or not self._rate.allows(now):
             return self._caller.unreachable_client(packet)
         self._called_at[peer] = now
-        self._waiting[peer] = deque([bytes(packet)], maxlen=CALL_QUEUE_LENGTH)
+        waiting = self._waiting[peer] = WaitingPackets(CALL_QUEUE_LENGTH, CALL_QUEUE_BYTES)
+        waiting.add(bytes(packet))
         try:
             exchange = self._caller.exchange_with(client, now)
             return self._initiations.begin(peer, exchange, Path(endpoint), now)
@@ -102,7 +101,7 @@ class Calls:
         """Hear that there is a session with the client; return what waited for it."""
         self._initiations.confirmed(peer, now)
         self._pairs.pop(peer, None)
-        return self._waiting.pop(peer, ())
+        return self._take(peer)
 
     def granted(self, peer: Hashable, exchange: InitiatorExchange, path: Path, now: float) -> list[Action]:
         """See `rvpn.initiations.Owner`."""
@@ -123,8 +122,11 @@ class Calls:
     def given_up(self, peer: Hashable, reason: str, now: float) -> list[Action]:
         """See `rvpn.initiations.Owner`: what waited for the client cannot reach it."""
         self._close(peer)
-        packets = self._waiting.pop(peer, ())
-        return [action for packet in packets for action in self._caller.unreachable_client(packet)]
+        return [action for packet in self._take(peer) for action in self._caller.unreachable_client(packet)]
+
+    def _take(self, peer: Hashable) -> list[bytes]:
+        waiting = self._waiting.pop(peer, None)
+        return waiting.take() if waiting is not None else []
 
     def _close(self, peer: Hashable) -> None:
         pair = self._pairs.pop(peer, None)

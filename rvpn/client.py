@@ -29,6 +29,7 @@ from rvpn.constants import (
     REKEY_JITTER,
     REKEY_PACKETS,
     REKEY_WATCH_INTERVAL,
+    VNET_HEADER,
     HeartbeatMode,
     Mechanism,
     Role,
@@ -155,34 +156,22 @@ class Client(TunnelEnd):
 
     # --- packets --------------------------------------------------------------------------------------------
 
-    def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`."""
-        try:
-            next_header, source, destination = addresses(packet)
-            cluster = self._cluster_of[destination]
-            if cluster is None:
-                self.drop(DropReason.NO_TUNNEL)
-                return ()
-            if source not in self._packed_addresses:
-                self.drop(DropReason.WRONG_SOURCE)
-                return ()
-            session = cluster.in_use
-            if session is None:
-                return self._wait(cluster, packet, now)
-            actions = self._seal(session, packet, next_header, datagrams, now)
-            if session.awaits_payload:
-                return [*actions, *self.failover.liveness.payload(session, now)]
-            return actions
-        except RemoteError as error:
-            self.drop(error.reason)
-            return ()
+    def _route(self, source: bytes, destination: bytes) -> Session | None:
+        cluster = self._cluster_of[destination]
+        if cluster is None:
+            raise RemoteError(DropReason.NO_TUNNEL)
+        if source not in self._packed_addresses:
+            raise RemoteError(DropReason.WRONG_SOURCE)
+        return cluster.in_use
+
+    def _payload_sent(self, session: Session, now: float) -> Sequence[Action]:
+        return self.failover.liveness.payload(session, now)
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         actions = self.filter.open(datagrams, packets, now)
-        if self.failover.expecting and packets.spans and datagrams.path is not None:
-            session = self.cache.by_endpoint.get(datagrams.path.remote)
-            if session is not None:
+        if self.failover.expecting:
+            for session in self.filter.heard:
                 actions += self.failover.received(session, now)
         return actions
 
@@ -231,15 +220,18 @@ class Client(TunnelEnd):
             return None
         return self.failover.clusters[tunnel.cluster.name]
 
-    def _wait(self, cluster: ClusterInUse, packet: memoryview, now: float) -> list[Action]:
-        if not cluster.wait(bytes(packet)):
-            self.drop(DropReason.QUEUE_FULL)
+    def _without_session(
+        self, packet: memoryview, source: bytes, destination: bytes, now: float
+    ) -> Sequence[Action]:
+        cluster = self._cluster_of[destination]
+        assert cluster is not None
+        self.drop(DropReason.QUEUE_FULL, cluster.packets.add(bytes(packet)))
         actions = self.failover.choose(cluster, now)
         return actions if cluster.in_use else actions + self.kms.request(cluster.cluster.name, now)
 
     def send_waiting(self, cluster: ClusterInUse, session: Session, now: float) -> list[Action]:
         """See `rvpn.failover.Mover`."""
-        return self._seal_waiting(session, cluster.take_waiting(), now)
+        return self._seal_waiting(session, cluster.packets.take(), now)
 
     # --- key exchange: ours ---------------------------------------------------------------------------------
 
@@ -274,6 +266,7 @@ class Client(TunnelEnd):
             inner_addresses=self._inner_addresses,
             lifetime=self._policy.key_lifetime,
             literal_heartbeats=self._policy.literal_heartbeats,
+            partial_checksums=self._partial_checksums,
         )
 
         def new_context(cookie: bytes) -> SecurityContext:
@@ -355,12 +348,12 @@ class Client(TunnelEnd):
         """See `rvpn.kms.Requester`."""
         state = self.failover.clusters.get(cluster)
         self.failover.rejected(cluster)
-        waiting = state.take_waiting() if state else []
+        waiting = state.packets.take() if state else []
         return [
             action
             for packet in waiting
             for action in self._unreachable(
-                packet, addresses(memoryview(packet))[2], DropReason.REQUEST_REJECTED
+                packet, addresses(memoryview(packet)[VNET_HEADER:])[2], DropReason.REQUEST_REJECTED
             )
         ]
 
@@ -423,6 +416,7 @@ class Client(TunnelEnd):
             lifetime=min(offer.lifetime, self._policy.key_lifetime),
             refusal=refusal,
             literal_heartbeats=self._policy.literal_heartbeats,
+            partial_checksums=self._partial_checksums,
         )
 
     def _accept(self, established: Established, now: float) -> None:

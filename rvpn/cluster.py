@@ -5,14 +5,14 @@ The order of a cluster is the KMS's (R1). These are the questions that `rvpn.fai
 about the answers stands there.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
-from rvpn.constants import LONGEST_HOLD_DOWN, QUEUE_LENGTH
+from rvpn.constants import LONGEST_HOLD_DOWN, QUEUE_BYTES, QUEUE_LENGTH
 from rvpn.interfaces import IPAddress
 from rvpn.journal import Change
 from rvpn.policy.model import Cluster
 from rvpn.sessions import Session
+from rvpn.waiting import WaitingPackets
 
 SessionOf = Callable[[IPAddress], Session | None]
 
@@ -29,7 +29,7 @@ class ClusterInUse:
         #: What left the cluster without a gateway, and when, until one is found.
         self.vacancy: Change | None = None
         self.vacant_since = 0.0
-        self.packets: deque[bytes] = deque()
+        self.packets = WaitingPackets(QUEUE_LENGTH, QUEUE_BYTES)
 
     @property
     def waiting(self) -> int:
@@ -78,20 +78,6 @@ class ClusterInUse:
             return False
         self.in_use = before.in_use
         return True
-
-    def wait(self, packet: bytes) -> bool:
-        """Queue a packet; return False if the oldest had to be dropped for it (R2)."""
-        full = len(self.packets) >= QUEUE_LENGTH
-        if full:
-            self.packets.popleft()
-        self.packets.append(packet)
-        return not full
-
-    def take_waiting(self) -> list[bytes]:
-        """Return what waited, oldest first, and forget it."""
-        packets = list(self.packets)
-        self.packets.clear()
-        return packets
 
 
 class HoldDowns:

@@ -87,6 +87,8 @@ class LanPresence(Enum):
 #: What one sendmsg with UDP_SEGMENT takes: bytes (the longest IP packet, less headers) and datagrams (kernels
 #: before 6.9 refuse more).
 RUN_BYTES, RUN_DATAGRAMS = 0xFFFF - 48, 64
+#: Bytes of a batch's buffer: a wake-up's work, and what is added by sealing it.
+BATCH_CAPACITY = 5 << 16
 #: Version byte of key exchange datagrams.
 KEY_EXCHANGE_VERSION = 1
 #: Packets that may arrive out of order without being taken for replays (RFC 6479); at least 4096.
@@ -108,8 +110,8 @@ REKEY_WATCH_INTERVAL = 60.0
 CERTIFICATE_WATCH_INTERVAL = 3600.0
 #: How often a claim, close or status is sent in all, and the seconds between (DESIGN 6).
 CONTROL_REPEATS, CONTROL_INTERVAL = 4, 0.1
-#: Packets that wait for one cluster's session, the oldest dropped first (R2).
-QUEUE_LENGTH = 64
+#: Packets that wait for one cluster's session, and their bytes, the oldest dropped first (R2).
+QUEUE_LENGTH, QUEUE_BYTES = 64, 1 << 18
 #: Seconds for one exchange with one gateway before the next is tried (R3).
 EXCHANGE_TIME = 2.0
 #: Seconds before a rejected key request may be repeated: the first and the longest (R3).
@@ -145,8 +147,8 @@ ROAMING_PATIENCE = 0.05
 ROAMING_PAUSE = 0.5
 #: What a gateway does each second for those it has no session with: lost-key notices (X3), calls (R12).
 NOTICES_PER_SECOND, CALLS_PER_SECOND = 100, 50
-#: Packets that wait for a client that is being called (R12).
-CALL_QUEUE_LENGTH = 16
+#: Packets that wait for a client that is being called, and their bytes (R12).
+CALL_QUEUE_LENGTH, CALL_QUEUE_BYTES = 16, 1 << 17
 #: Seconds between heartbeats that a gateway asks its clients to keep at least (X7).
 SHORTEST_DEFER = 0.02
 #: Literal heartbeats that a gateway answers each second: from one endpoint, and in all (DESIGN 6).

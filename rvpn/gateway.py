@@ -23,13 +23,13 @@ from rvpn.constants import (
     NOTICES_PER_SECOND,
     RESPONSE_UNMEASURED,
     SHORTEST_DEFER,
+    VNET_HEADER,
     Mechanism,
     Role,
 )
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
-    DatagramBatch,
     Endpoint,
     Event,
     Fields,
@@ -142,17 +142,8 @@ class Gateway(TunnelEnd):
 
     # --- packets --------------------------------------------------------------------------------------------
 
-    def outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`."""
-        try:
-            next_header, _, destination = addresses(packet)
-            session = self.cache.by_inner.get(destination)
-            if session is None:
-                return self._call(packet, destination, now)
-            return self._seal(session, packet, next_header, datagrams, now)
-        except RemoteError as error:
-            self.drop(error.reason)
-            return ()
+    def _route(self, source: bytes, destination: bytes) -> Session | None:
+        return self.cache.by_inner.get(destination)
 
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
         """Let through what comes from an inner address of that client to an address on the LAN."""
@@ -267,6 +258,7 @@ class Gateway(TunnelEnd):
             "shortest_defer": SHORTEST_DEFER,
             "lost_key_token": self._lost_keys.token(spi),
             "literal_heartbeats": self._policy.literal_heartbeats,
+            "partial_checksums": self._partial_checksums,
         }
 
     def _accept(self, established: Established, now: float) -> list[Action]:
@@ -285,7 +277,9 @@ class Gateway(TunnelEnd):
 
     # --- key exchange: this gateway calls (R12) -------------------------------------------------------------
 
-    def _call(self, packet: memoryview, destination: bytes, now: float) -> Sequence[Action]:
+    def _without_session(
+        self, packet: memoryview, source: bytes, destination: bytes, now: float
+    ) -> Sequence[Action]:
         client = self._clients.at(destination)
         if client is None or self._draining:
             return self.unreachable_client(packet)
@@ -293,7 +287,8 @@ class Gateway(TunnelEnd):
 
     def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
         """See `rvpn.calls.Caller`."""
-        return self._unreachable(packet, addresses(memoryview(packet))[2], DropReason.NO_SESSION)
+        destination = addresses(memoryview(packet)[VNET_HEADER:])[2]
+        return self._unreachable(packet, destination, DropReason.NO_SESSION)
 
     def exchange_with(self, client: Client, now: float) -> InitiatorExchange:
         """See `rvpn.calls.Caller`."""

@@ -240,6 +240,7 @@ class Parameters:
     From a gateway: `status` is how fit it is (X4, rvpn.session_control.Status), `shortest_defer` its lower
     limit in seconds for the time between heartbeats (X7), `lost_key_token` what proves that it has lost the
     keys (X3). `literal_heartbeats` is HeartbeatAuthentication = none, which both must have (DESIGN 6).
+    `partial_checksums` says that this end completes TCP and UDP checksums that are partial.
     """
 
     spi: int
@@ -251,6 +252,7 @@ class Parameters:
     shortest_defer: float = 0.0
     lost_key_token: bytes = field(default=b"", repr=False)
     literal_heartbeats: bool = False
+    partial_checksums: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,8 +365,8 @@ class Node(Protocol):
     def quiet(self) -> bool:
         """Whether, after `close`, no acknowledgement is outstanding."""
 
-    def drop(self, reason: DropReason) -> None:
-        """Count a packet that the shell could not deliver."""
+    def drop(self, reason: DropReason, count: int = 1) -> None:
+        """Count packets that the shell could not deliver."""
 
     def status(self, now: float) -> dict[str, Any]:
         """Return what `rvpn status --json` shows of sessions, exchanges and drops (docs/operations.md)."""

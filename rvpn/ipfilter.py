@@ -2,27 +2,43 @@
 The IP filter: the data path between inner packets and ESP datagrams (the patent's 1c and 21c).
 
 Outbound, the node has chosen a session for a packet from the TUN device:
-    1. `seal` appends the packet, sealed under the session's newest confirmed SA, to a datagram batch.
-Inbound, for each datagram of a batch:
-    2. the first four bytes select the pair of SAs, or session control;
-    3. replay check, open, replay commit (rvpn.esp.sa); the first packet that opens confirms the pair;
-    4. the inner source must be the peer's, the destination what this node serves (`Gatekeeper.admits`);
-    5. the inner packet is appended to the packet batch for the TUN device.
+    1. `seal` does what the kernel left undone (rvpn.offload): a super-packet is cut;
+    2. the segments are sealed under the session's newest confirmed SA into a datagram batch, as a run.
+Inbound, for each run of a batch:
+    3. the first four bytes of a datagram select the pair of SAs, or session control, or the key exchange;
+    4. replay check, open, replay commit (rvpn.esp.sa); the first packet that opens confirms the pair;
+    5. what continues the packet before it is added to that (rvpn.coalesce); of any other the inner source
+       must be the peer's, the destination what this node serves (`Gatekeeper.admits`);
+    6. the inner packets are in the packet batch for the TUN device.
 
 Batches belong to the caller and come with room for what their counterpart can hold. A packet that goes no
 further is counted under its `DropReason`.
 """
 
 from collections import Counter
+from struct import Struct
 from typing import Protocol
 
-from rvpn.constants import CONTROL_SPI, NAT_KEEPALIVE, NextHeader
+from rvpn.coalesce import Coalescer
+from rvpn.constants import (
+    CONTROL_SPI,
+    KEY_EXCHANGE_MARKER,
+    NAT_KEEPALIVE,
+    RUN_BYTES,
+    RUN_DATAGRAMS,
+    NextHeader,
+)
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Send
+from rvpn.esp.codec import OVERHEAD, SHORTEST, Slot, Slots, slot
+from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.packet import addresses
 from rvpn.sessions import SAPair, Session, SessionCache
 
 _KEEPALIVE_SPI = NAT_KEEPALIVE[0]
+# Looking up the member of an enum costs more than the rest of a comparison.
+_DUMMY, _PARTIAL = int(NextHeader.DUMMY), int(NextHeader.PARTIAL)
+#: SPI, sequence number, IV.
+_FIELDS = Struct("!II8s")
 
 
 class Gatekeeper(Protocol):
@@ -47,90 +63,173 @@ class Gatekeeper(Protocol):
 
 
 class IPFilter:
-    """See the module. `drops` counts by reason."""
+    """
+    See the module.
+
+    `drops` counts by reason. `heard` are the sessions that the packets of the last batch came through.
+    """
 
     def __init__(self, cache: SessionCache, gatekeeper: Gatekeeper) -> None:
         self._by_spi = cache.by_spi
         self._gatekeeper = gatekeeper
+        self._coalescer = Coalescer(())
+        self._sealed, self._received = Slots(), Slots()
         self.drops: Counter[DropReason] = Counter()
+        self.heard: list[Session] = []
 
-    def seal(
-        self, session: Session, packet: memoryview | bytes, next_header: int, datagrams: DatagramBatch
-    ) -> None:
+    def coalesce(self, protocols: frozenset[int]) -> None:
+        """Let super-packets of these protocols be made, since the TUN device takes them."""
+        self._coalescer = Coalescer(protocols)
+
+    # --- outbound -----------------------------------------------------------------------------------------
+
+    def seal(self, session: Session, plaintexts: list[bytes], octets: int, datagrams: DatagramBatch) -> None:
         """
-        Append `packet` to `datagrams` as ESP for the peer of `session`.
+        Append inner packets with their trailers to `datagrams` as ESP for the peer of `session`.
 
-        Raises `SAExhausted` if the SA has reached its hard limit.
+        All are of equal length but the last, which may be shorter; without trailers they have `octets`
+        bytes. Raises `SAExhausted` if the SA would pass its hard limit.
         """
         pair = session.sending
         assert pair is not None
-        size = pair.outbound.seal_into(packet, next_header, datagrams.view[datagrams.length :])
-        datagrams.path = session.path
-        datagrams.size = datagrams.size or size
-        datagrams.length += size
-        datagrams.count += 1
-        session.packets_out += 1
-        session.bytes_out += len(packet)
+        position, count = 0, len(plaintexts)
+        while position < count:
+            rest = plaintexts[position:] if position else plaintexts
+            position += self._seal_run(session.path, pair, rest, datagrams)
+        session.packets_out += count
+        session.bytes_out += octets
+
+    def _seal_run(self, path: Path, pair: SAPair, plaintexts: list[bytes], datagrams: DatagramBatch) -> int:
+        """Seal as many as continue the last run, or else fit into a new one; return how many that are."""
+        size, runs = len(plaintexts[0]) + OVERHEAD, datagrams.runs
+        run = runs[-1] if runs else None
+        if run is None or run.path is not path or not (room := _room(run, size, len(plaintexts))):
+            run = Run(path, datagrams.length, datagrams.length, size)
+            room = _room(run, size, 1)
+        chosen = plaintexts if len(plaintexts) <= room else plaintexts[:room]
+        before = (run.end - run.start) // run.size
+        slots = self._sealed.of(datagrams.view, run.start, run.size, before + len(chosen))[before:]
+        last = len(chosen[-1]) + OVERHEAD
+        end = run.end + (len(chosen) - 1) * run.size + last
+        if last != run.size:
+            slots[len(chosen) - 1] = slot(datagrams.view, end - last, end)
+        pair.outbound.seal_run(chosen, datagrams.buffer, slots)
+        if run.end == run.start:
+            runs.append(run)
+        run.end = datagrams.length = end
+        return len(chosen)
+
+    # --- inbound ------------------------------------------------------------------------------------------
 
     def open(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> list[Action]:
         """Open each datagram; inner packets go to `packets`, what else they draw is returned."""
         actions: list[Action] = []
-        size = datagrams.size or 1
-        for start in range(0, datagrams.length, size):
+        self.heard.clear()
+        self._coalescer.begin(packets)
+        for run in datagrams.runs:
+            rest = (run.end - run.start) % run.size
+            if run.size >= SHORTEST:
+                self._open_run(run, self._slots(run, datagrams.view), datagrams, actions, now)
+            if run.size < SHORTEST or 0 < rest < SHORTEST:
+                start = run.start if run.size < SHORTEST else run.end - rest
+                for offset in range(start, run.end, run.size):
+                    self._take_other(offset, run, datagrams, actions, now)
+        self._coalescer.flush()
+        return actions
+
+    def _slots(self, run: Run, view: memoryview) -> list[Slot]:
+        """Return the slots of a run, but not that of a last datagram too short for one."""
+        count, rest = divmod(run.end - run.start, run.size)
+        slots = self._received.of(view, run.start, run.size, count)[:count]
+        if rest >= SHORTEST:
+            slots.append(slot(view, run.end - rest, run.end))
+        return slots
+
+    def _open_run(
+        self, run: Run, slots: list[Slot], datagrams: DatagramBatch, actions: list[Action], now: float
+    ) -> None:
+        """Open ESP packets; what does not depend on the packet is done once for those with one SPI."""
+        buffer, path, read, coalescer = datagrams.buffer, run.path, _FIELDS.unpack_from, self._coalescer
+        current, session, pair = -1, None, None
+        opened = octets = 0
+        for offset, additional, sealed in slots:
+            spi, sequence, iv = read(buffer, offset)
+            if spi != current:
+                self._count(session, opened, octets)
+                opened = octets = 0
+                coalescer.flush()
+                current, session, pair = spi, None, self._by_spi.get(spi)
+            if pair is None:
+                self._take_other(offset, run, datagrams, actions, now)
+                current = -1  # it may have changed what the SPI means
+                continue
             try:
-                actions += self._open_one(
-                    datagrams.view[start : min(start + size, datagrams.length)], datagrams.path, packets, now
-                )
+                plaintext, length = pair.inbound.open(sequence, iv, additional, sealed)
+                if session is None:
+                    actions += [] if pair.confirmed else self._gatekeeper.confirmed(pair, now)
+                    session = pair.session
+                    assert session is not None
+                    session.heard(now)
+                if path is not session.seen_path:
+                    actions += self._seen(session, pair, sequence, path, now)
+                next_header = plaintext[-1]
+                if next_header != _PARTIAL or not coalescer.take(plaintext, length):
+                    if next_header == _DUMMY:
+                        actions += self._answer(pair)
+                        continue
+                    self._admit(session, pair, plaintext, length)
+                opened += 1
+                octets += length
             except RemoteError as error:
                 self.drops[error.reason] += 1
-        return actions
+        self._count(session, opened, octets)
 
-    def _open_one(
-        self, datagram: memoryview, path: Path | None, packets: PacketBatch, now: float
-    ) -> list[Action]:
+    def _count(self, session: Session | None, packets: int, octets: int) -> None:
+        if session is not None and packets:
+            session.packets_in += packets
+            session.bytes_in += octets
+            self.heard.append(session)
+
+    def _take_other(
+        self, offset: int, run: Run, datagrams: DatagramBatch, actions: list[Action], now: float
+    ) -> None:
+        """Take the datagram at `offset`, which no SA opens."""
+        datagram = datagrams.view[offset : min(offset + run.size, run.end)]
+        if datagram[:4] == KEY_EXCHANGE_MARKER:
+            datagrams.set_aside.append((bytes(datagram), run.path))
+            return
+        try:
+            actions += self._other(datagram, run.path, now)
+        except RemoteError as error:
+            self.drops[error.reason] += 1
+
+    def _other(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         spi = int.from_bytes(datagram[:4])
         if spi == CONTROL_SPI:
-            assert path is not None
             return self._gatekeeper.control(datagram, path, now)
-        pair = self._by_spi.get(spi)
-        if pair is None:
-            if len(datagram) == 1 and spi == _KEEPALIVE_SPI:
-                return []
-            assert path is not None
-            return self._gatekeeper.unknown_spi(datagram, path, now)
-        room = packets.view[packets.length :]
-        length, next_header = pair.inbound.open_into(datagram, room)
-        actions = [] if pair.confirmed else self._gatekeeper.confirmed(pair, now)
-        session = pair.session
-        assert session is not None
-        session.heard(now)
-        if path is not session.seen_path and path is not None:
-            actions += self._seen(session, pair, datagram, path, now)
-        if next_header == NextHeader.DUMMY:
-            return actions + self._answer(pair)
-        self._check(session, room[:length], next_header)
-        packets.spans.append((packets.length, packets.length + length))
-        packets.length += length
-        session.packets_in += 1
-        session.bytes_in += length
-        return actions
+        if spi in self._by_spi:
+            raise RemoteError(DropReason.SHORT_DATAGRAM, f"ESP in {len(datagram)} bytes")
+        if len(datagram) == 1 and spi == _KEEPALIVE_SPI:
+            return []
+        return self._gatekeeper.unknown_spi(datagram, path, now)
 
-    def _seen(
-        self, session: Session, pair: SAPair, datagram: memoryview, path: Path, now: float
-    ) -> list[Action]:
+    def _seen(self, session: Session, pair: SAPair, sequence: int, path: Path, now: float) -> list[Action]:
         """Look at a path that this session's last packet did not come along; an old packet tells nothing."""
-        if int.from_bytes(datagram[4:8]) != pair.inbound.window.highest:
+        if sequence != pair.inbound.window.highest:
             return []
         if path.remote == session.path.remote:
             session.seen_path = path
             return []
         return self._gatekeeper.strayed(session, path, now)
 
-    def _check(self, session: Session, packet: memoryview, next_header: int) -> None:
-        version_header, source, destination = addresses(packet)
-        if next_header != version_header:
+    def _admit(self, session: Session, pair: SAPair, plaintext: bytes, length: int) -> None:
+        """Add a packet that does not continue the one before it. Raises `RemoteError`."""
+        version_header, source, destination = addresses(memoryview(plaintext)[:length])
+        partial = plaintext[-1] == _PARTIAL and pair.partial_checksums
+        if plaintext[-1] != version_header and not partial:
             raise RemoteError(DropReason.MALFORMED_PACKET)
         self._gatekeeper.admits(session, source, destination)
+        (self._coalescer.start if partial else self._coalescer.put)(plaintext, length)
 
     def _answer(self, pair: SAPair) -> list[Action]:
         """
@@ -145,6 +244,14 @@ class IPFilter:
             return [dummy(pair)]
         except SAExhausted:
             return []
+
+
+def _room(run: Run, size: int, count: int) -> int:
+    """Return how many datagrams of `size` bytes still fit into `run`, if `count` are to, all equal or one."""
+    used = run.end - run.start
+    if used % run.size or size > run.size or (size < run.size and count > 1):
+        return 0
+    return min(RUN_DATAGRAMS - used // run.size, (RUN_BYTES - used) // run.size)
 
 
 def dummy(pair: SAPair) -> Send:

@@ -19,6 +19,7 @@ from typing import Any
 from rvpn import session_control
 from rvpn.agenda import Agenda, Appointment
 from rvpn.constants import (
+    BATCH_CAPACITY,
     CERTIFICATE_WATCH_INTERVAL,
     CONFIRMATION_TIME,
     CONTROL_INTERVAL,
@@ -26,10 +27,14 @@ from rvpn.constants import (
     HARD_LIFETIME_FACTOR,
     OLD_SA_LINGER,
     PATH_MTU_LIFETIME,
+    RUN_BYTES,
+    VNET_HEADER,
     Mechanism,
+    NextHeader,
     TransformID,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
+from rvpn.esp.codec import TRAILERS, sealed_size
 from rvpn.interfaces import (
     Action,
     Authentication,
@@ -45,6 +50,7 @@ from rvpn.interfaces import (
 )
 from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
+from rvpn.offload import NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, completed, is_partial, room_for
 from rvpn.packet import addresses, inspect, too_big, unreachable
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session, SessionCache
@@ -79,6 +85,7 @@ class TunnelEnd(ABC):
         self._random = random
         self.time_of_day = clock
         self._link_mtu = link_mtu
+        self._partial_checksums = False
         self._sayings: dict[tuple[Session, Kind], _Saying] = {}
         self._answers: dict[Kind, Answer] = {
             Kind.ACK: self._on_ack,
@@ -112,7 +119,60 @@ class TunnelEnd(ABC):
     def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """See `rvpn.ipfilter.Gatekeeper`."""
 
+    @abstractmethod
+    def _route(self, source: bytes, destination: bytes) -> Session | None:
+        """
+        Return the session for packets from `source` to `destination`, None if there is none yet.
+
+        Raises `RemoteError` if they do not go through the tunnel.
+        """
+
+    @abstractmethod
+    def _without_session(
+        self, packet: memoryview, source: bytes, destination: bytes, now: float
+    ) -> Sequence[Action]:
+        """Take a packet, virtio_net_hdr first, for which there is no session."""
+
     # --- packets and datagrams (rvpn.interfaces.Node) --------------------------------------------------
+
+    def offload(self, *, checksums: bool, tcp: bool, udp: bool) -> None:
+        """
+        Hear what the TUN device does for us: complete partial checksums, cut super-packets of TCP and UDP.
+
+        Holds for the sessions to come, and is to be called before there are any.
+        """
+        self._partial_checksums = checksums
+        self.filter.coalesce(frozenset(protocol for protocol, cuts in ((TCP, tcp), (UDP, udp)) if cuts))
+
+    def outbound(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
+        """See `rvpn.interfaces.Node`."""
+        datagrams.clear()
+        actions: list[Action] = []
+        for start, end in packets.spans[packets.taken :]:
+            packet = packets.view[start:end]
+            try:
+                room = room_for(packet)
+                if datagrams.length and datagrams.length + room > len(datagrams.buffer):
+                    break
+                if room > len(datagrams.buffer):
+                    raise RemoteError(DropReason.MALFORMED_PACKET, f"{room} bytes of segments")
+                actions += self._outbound(packet, datagrams, now)
+            except RemoteError as error:
+                self.drop(error.reason)
+            packets.taken += 1
+        return actions
+
+    def _outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
+        next_header, source, destination = addresses(packet[VNET_HEADER:])
+        session = self._route(source, destination)
+        if session is None:
+            return self._without_session(packet, source, destination, now)
+        actions = self._seal(session, packet, next_header, datagrams, now)
+        return [*actions, *self._payload_sent(session, now)] if session.awaits_payload else actions
+
+    def _payload_sent(self, session: Session, now: float) -> Sequence[Action]:
+        """Hear that a session which awaits payload got some (R9)."""
+        return ()
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -126,27 +186,41 @@ class TunnelEnd(ABC):
         """See `rvpn.interfaces.Node`."""
         return self.agenda.advance(now)
 
-    def drop(self, reason: DropReason) -> None:
+    def drop(self, reason: DropReason, count: int = 1) -> None:
         """See `rvpn.interfaces.Node`."""
-        self.filter.drops[reason] += 1
+        if count:
+            self.filter.drops[reason] += count
 
     def _seal(
-        self,
-        session: Session,
-        packet: memoryview | bytes,
-        next_header: int,
-        datagrams: DatagramBatch,
-        now: float,
+        self, session: Session, packet: memoryview, next_header: int, datagrams: DatagramBatch, now: float
     ) -> Sequence[Action]:
         """
-        Seal a packet for `session`, or tell its sender that it is too big for the path (RFC 1191, RFC 8201).
+        Seal a packet, virtio_net_hdr first, for `session`, or tell its sender that it is too big for the path
+        (RFC 1191, RFC 8201).
         """
-        if len(packet) > session.inner_mtu:
-            headers = inspect(memoryview(packet))
+        header, inner, pair = VnetHeader.read(packet), packet[VNET_HEADER:], session.sending
+        assert pair is not None
+        cut = Segmentation(header, inner) if header.gso_type else None
+        longest = cut.longest if cut else len(inner)
+        if longest > session.inner_mtu:
+            headers = inspect(inner)
             if headers.dont_fragment:
-                return self._too_big(packet, session.inner_mtu, headers.destination)
+                return self._too_big(inner, session.inner_mtu, headers.destination)
+        if sealed_size(longest) > RUN_BYTES:
+            raise RemoteError(DropReason.TOO_BIG)
+        partial = pair.partial_checksums
+        if cut:
+            trailers = TRAILERS[NextHeader.PARTIAL if cut.partial and partial else next_header]
+            plaintexts, octets = cut.segments(trailers, complete=not partial), cut.octets
+        else:
+            if header.flags & NEEDS_CSUM:
+                if partial and is_partial(header, inner):
+                    next_header = NextHeader.PARTIAL
+                else:
+                    inner = memoryview(completed(inner, header.csum_start, header.csum_offset))
+            plaintexts, octets = [b"".join((inner, TRAILERS[next_header][longest & 3]))], longest
         try:
-            self.filter.seal(session, packet, next_header, datagrams)
+            self.filter.seal(session, plaintexts, octets, datagrams)
         except SAExhausted as error:
             return self.fail(session, str(error), now)
         return ()
@@ -154,21 +228,21 @@ class TunnelEnd(ABC):
     def _seal_waiting(self, session: Session, packets: Collection[bytes], now: float) -> list[Action]:
         """Seal packets that waited for `session`, one datagram each; what cannot go out is dropped."""
         actions: list[Action] = []
-        datagram = DatagramBatch(1 << 16 if packets else 0)
+        datagrams = DatagramBatch(BATCH_CAPACITY if packets else 0)
         for packet in packets:
             if session.closed:
                 self.drop(DropReason.NO_SESSION)
                 continue
-            datagram.clear()
+            datagrams.clear()
+            view = memoryview(packet)
             try:
-                actions += self._seal(session, packet, addresses(memoryview(packet))[0], datagram, now)
+                actions += self._seal(session, view, addresses(view[VNET_HEADER:])[0], datagrams, now)
             except RemoteError as error:
                 self.drop(error.reason)
-            if datagram.count:
-                actions.append(Send(bytes(datagram.view[: datagram.length]), session.path))
+            actions += [Send(bytes(datagram), path) for path, datagram in datagrams.datagrams()]
         return actions
 
-    def _too_big(self, packet: memoryview | bytes, mtu: int, destination: bytes) -> list[Action]:
+    def _too_big(self, packet: memoryview, mtu: int, destination: bytes) -> list[Action]:
         """
         Drop a packet that must not be fragmented and tell its sender so by ICMP.
 
@@ -176,16 +250,19 @@ class TunnelEnd(ABC):
         addresses. A packet that may be fragmented goes out, and the kernel fragments its datagram.
         """
         self.drop(DropReason.TOO_BIG)
-        error = too_big(memoryview(packet), mtu, destination)
+        error = too_big(packet, mtu, destination)
         return [Deliver(error)] if error else []
 
     def _unreachable(
         self, packet: memoryview | bytes, destination: bytes, reason: DropReason
     ) -> list[Action]:
-        """Drop a packet that nobody takes and tell its sender so by ICMP, if its headers let us."""
+        """
+        Drop a packet, virtio_net_hdr first, that nobody takes and tell its sender so by ICMP, if its headers
+        let us.
+        """
         self.drop(reason)
         try:
-            error = unreachable(memoryview(packet), destination)
+            error = unreachable(memoryview(packet)[VNET_HEADER:], destination)
         except RemoteError:
             return []
         return [Deliver(error)] if error else []

@@ -35,6 +35,8 @@ CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
 FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
 FLAGS = 13
 
+#: Bytes that a segment may have beside its payload: ESP, and ample headers.
+_EXTRA = 256
 _VNET = Struct("<BBHHHH")
 _SHORT = Struct("!H")
 _TCP_HEADER = 20
@@ -70,6 +72,13 @@ class VnetHeader(NamedTuple):
 
 #: Nothing is left to do.
 COMPLETE = bytes(VNET_HEADER)
+
+
+def room_for(packet: memoryview) -> int:
+    """Return how many bytes the segments of `packet`, virtio_net_hdr first, take at most once sealed."""
+    header = VnetHeader.read(packet)
+    segments = len(packet) // (header.gso_size or 1) + 1 if header.gso_type else 1
+    return len(packet) + segments * _EXTRA
 
 
 class Transport(NamedTuple):
@@ -126,7 +135,8 @@ def completed(packet: memoryview | bytes, start: int, offset: int) -> bytes:
 
 class Segmentation:
     """
-    How a super-packet is cut: into `count` segments of at most `longest` bytes, headers included.
+    How a super-packet is cut: into `count` segments of at most `longest` bytes, of `octets` together, headers
+    included.
 
     `partial` tells whether their checksums are, unless completed: UDP over IPv4 may have none at all.
     Raises `RemoteError` MALFORMED_PACKET if `header` does not fit to `packet`.
@@ -152,6 +162,7 @@ class Segmentation:
         self._size = min(header.gso_size, payload)
         self.count = -(-payload // self._size)
         self.longest = where.payload + self._size
+        self.octets = payload + self.count * where.payload
 
     def segments(self, trailers: Sequence[bytes] = (b"",) * 4, *, complete: bool = False) -> list[bytes]:
         """

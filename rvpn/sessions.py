@@ -45,7 +45,8 @@ class SAPair:
     `initiator` tells which end of the exchange this node was, `path` where the peer was during it.
     `confirmed` is set once a packet opened under it proves that the peer has the keys. `closing` is the one
     appointment at which it closes, however often that is arranged anew; at `renewal` a client looks at its
-    age. `authentication` is how the peer proved who it is.
+    age. `authentication` is how the peer proved who it is. With `partial_checksums` both ends take packets
+    whose TCP or UDP checksum is partial.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class SAPair:
         "lost_key_token",
         "made_at",
         "outbound",
+        "partial_checksums",
         "path",
         "renewal",
         "session",
@@ -87,6 +89,7 @@ class SAPair:
         self.outbound = OutboundSA(peer_spi, transform, sending.esp_key, sending.salt)
         self.control = ControlChannel(peer_spi, sending.control_key, receiving.control_key)
         self.authentication = context.authentication
+        self.partial_checksums = mine.partial_checksums and context.peer_parameters.partial_checksums
         self.initiator = initiator
         self.path = path
         self.lifetime = answer.lifetime

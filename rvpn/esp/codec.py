@@ -12,8 +12,7 @@ The layout of an ESP packet (RFC 4303 section 2) with an AEAD of 8-byte IVs (RFC
             16     ICV
 
 The SPI and sequence number are those of RFC 4303 without extended sequence numbers. Nothing here holds a key:
-`sa` writes header and trailer around the inner packet before it encrypts, and reads the trailer after it has
-opened.
+the trailer is behind the inner packet before `sa` encrypts it, and is read after `sa` has opened it.
 """
 
 from struct import Struct
@@ -34,6 +33,8 @@ TRAILER_SIZE = 2
 ALIGNMENT = 4
 #: The shortest ESP packet: an encrypted part of one aligned word.
 SHORTEST = OVERHEAD + ALIGNMENT
+#: Runs of slots that are kept; what a peer sends decides how many there might be.
+KEPT_RUNS = 64
 #: The longest padding there can be: 1, 2, 3, ... (RFC 4303 section 2.4).
 PADDING = bytes(range(1, 256))
 
@@ -47,19 +48,50 @@ TRAILERS: dict[int, tuple[bytes, ...]] = {
 }
 
 
-def read_trailer(plaintext: memoryview, size: int) -> tuple[int, int]:
+#: Bytes of an ESP packet in a batch's buffer: where they start, those authenticated as additional data, and
+#: all behind the header.
+Slot = tuple[int, memoryview, memoryview]
+
+
+def slot(view: memoryview, start: int, end: int) -> Slot:
+    """Return the slot of the ESP packet in `view[start:end]`."""
+    return start, view[start : start + AAD_SIZE], view[start + HEADER.size : end]
+
+
+class Slots:
     """
-    Return the length of the inner packet and the next header of the opened `plaintext[:size]`.
+    The slots of a batch, kept for when its buffer is used in the same way again: making those of one packet
+    takes a quarter of the time for sealing it.
+    """
+
+    def __init__(self) -> None:
+        self._view = memoryview(b"")
+        self._kept: dict[tuple[int, int], list[Slot]] = {}
+
+    def of(self, view: memoryview, start: int, size: int, count: int) -> list[Slot]:
+        """Return the slots of ESP packets of `size` bytes from `start` on: `count` of them, or more."""
+        if view is not self._view or len(self._kept) >= KEPT_RUNS:
+            self._view = view
+            self._kept.clear()
+        kept = self._kept.setdefault((start, size), [])
+        for number in range(len(kept), count):
+            offset = start + number * size
+            kept.append(slot(view, offset, offset + size))
+        return kept
+
+
+def length_of(plaintext: bytes) -> int:
+    """
+    Return the length of the inner packet in an opened `plaintext` of at least ALIGNMENT bytes.
 
     Padding may be longer than ours, as RFC 4303 allows. Raises `RemoteError` MALFORMED_ESP where it has
     another content than section 2.4 demands, or is longer than what holds it.
     """
-    end = size - TRAILER_SIZE
-    padding = plaintext[end]
-    length = end - padding
-    if length < 0 or bytes(plaintext[length:end]) != PADDING[:padding]:
-        raise RemoteError(DropReason.MALFORMED_ESP, f"padding of {padding} bytes in {size}")
-    return length, plaintext[end + 1]
+    padding = plaintext[-TRAILER_SIZE]
+    length = len(plaintext) - TRAILER_SIZE - padding
+    if length < 0 or (padding and plaintext[length:-TRAILER_SIZE] != PADDING[:padding]):
+        raise RemoteError(DropReason.MALFORMED_ESP, f"padding of {padding} bytes in {len(plaintext)}")
+    return length
 
 
 def sealed_size(inner_length: int) -> int:

@@ -39,12 +39,14 @@ class ReplayWindow:
 
     def commit(self, sequence: int) -> None:
         """Mark a number that `check` let pass as seen, and move the window up to it if it is the highest."""
-        block = sequence >> 3
-        if sequence > self.highest:
-            newest = self.highest >> 3
+        block, highest = sequence >> 3, self.highest
+        if sequence > highest:
             self.highest = sequence
-            if block > newest:
-                # What lies a whole ring ahead has left nothing behind: each block is cleared once at most.
-                for passed in range(max(newest, block - self._count) + 1, block + 1):
-                    self._blocks[passed % self._count] = 0
+            if block > highest >> 3:
+                self._clear(highest >> 3, block)
         self._blocks[block % self._count] |= 1 << (sequence & 7)
+
+    def _clear(self, newest: int, block: int) -> None:
+        # What lies a whole ring ahead has left nothing behind: each block is cleared once at most.
+        for passed in range(max(newest, block - self._count) + 1, block + 1):
+            self._blocks[passed % self._count] = 0

@@ -2,41 +2,31 @@
 Security associations: one direction of one session's ESP, with its key, counters and replay window (RFC
 4303).
 
-Outbound: count, write header and trailer around the inner packet, encrypt in place. Inbound: check the
-length, check the replay window, open, commit to the window, read the trailer. Both work in buffers of the
-caller, so that a packet costs no allocation beyond the nonce and a few views.
+Outbound, for a run of packets: count them all, then for each write the header into its slot of the datagram
+batch and encrypt behind it. Inbound: check the replay window, open, commit to the window, read the trailer.
 
 The IV is a 64-bit counter, as RFC 4106 section 3.1 and RFC 7634 section 2 suggest; it equals the sequence
 number.
 """
 
+from collections.abc import Sequence
 from struct import Struct
 
 from cryptography.exceptions import InvalidTag
 
 from rvpn.constants import HARD_LIMIT_PACKETS, TransformID
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import (
-    AAD_SIZE,
-    HEADER,
-    ICV_SIZE,
-    OVERHEAD,
-    SHORTEST,
-    TRAILERS,
-    read_trailer,
-    sealed_size,
-)
+from rvpn.esp.codec import HEADER, OVERHEAD, TRAILERS, Slot, length_of, slot
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.transforms import SALT_SIZE, cipher
 
-_SEQUENCE_AND_IV = Struct("!4xI8s")
-_IV = Struct("!Q")
+_NONCE = Struct(f"!{SALT_SIZE}sQ")
 
 
 class _SA:
-    """What both directions have: an SPI, a transform, a salt, and counts of inner packets and their bytes."""
+    """What both directions have: an SPI, a transform, a salt."""
 
-    __slots__ = ("_salt", "bytes", "packets", "spi", "transform")
+    __slots__ = ("_salt", "spi", "transform")
 
     def __init__(self, spi: int, transform: TransformID, salt: bytes) -> None:
         if len(salt) != SALT_SIZE:
@@ -44,12 +34,10 @@ class _SA:
         self.spi = spi
         self.transform = transform
         self._salt = salt
-        self.packets = 0
-        self.bytes = 0
 
     def __repr__(self) -> str:
         """Show what may be seen: neither key nor salt."""
-        return f"{type(self).__name__}(spi={self.spi:#010x}, {self.transform.name}, packets={self.packets})"
+        return f"{type(self).__name__}(spi={self.spi:#010x}, {self.transform.name})"
 
 
 class OutboundSA(_SA):
@@ -60,7 +48,7 @@ class OutboundSA(_SA):
     `key` and `salt` have KEY_SIZE and SALT_SIZE bytes. `hard_limit` is the last sequence number it may use.
     """
 
-    __slots__ = ("_encrypt_into", "_hard_limit")
+    __slots__ = ("_encrypt_into", "_hard_limit", "packets")
 
     def __init__(
         self, spi: int, transform: TransformID, key: bytes, salt: bytes, hard_limit: int = HARD_LIMIT_PACKETS
@@ -68,39 +56,31 @@ class OutboundSA(_SA):
         super().__init__(spi, transform, salt)
         self._encrypt_into = cipher(transform, key).encrypt_into
         self._hard_limit = hard_limit
+        self.packets = 0
 
-    def seal_into(self, packet: memoryview | bytes, next_header: int, out: memoryview) -> int:
+    def seal_run(self, plaintexts: Sequence[bytes], buffer: bytearray, slots: Sequence[Slot]) -> None:
         """
-        Write the ESP packet that carries `packet` to the start of `out` and return its length.
+        Write an ESP packet for each of `plaintexts`, inner packets with their trailers, into its slot.
 
-        `out` has room for at least `sealed_size(len(packet))` bytes. The counter advances first and stays
-        advanced whatever happens then, so that no IV is ever used twice. Raises `SAExhausted` at the hard
-        limit.
+        The counter advances first and stays advanced whatever happens then, so that no IV is ever used twice.
+        Raises `SAExhausted` if it would pass the hard limit.
         """
-        sequence = self.packets + 1
-        if sequence > self._hard_limit:
-            raise SAExhausted(f"SA {self.spi:#010x} has sealed {self.packets} packets")
-        self.packets = sequence
-        length = len(packet)
-        trailer = TRAILERS[next_header][length & 3]
-        padded = HEADER.size + length
-        end = padded + len(trailer)
-        HEADER.pack_into(out, 0, self.spi, sequence, sequence)
-        out[HEADER.size : padded] = packet
-        out[padded:end] = trailer
-        self._encrypt_into(
-            self._salt + _IV.pack(sequence),
-            out[HEADER.size : end],
-            out[:AAD_SIZE],
-            out[HEADER.size : end + ICV_SIZE],
-        )
-        self.bytes += length
-        return end + ICV_SIZE
+        sequence = self.packets
+        if sequence + len(plaintexts) > self._hard_limit:
+            raise SAExhausted(f"SA {self.spi:#010x} has sealed {sequence} packets")
+        self.packets += len(plaintexts)
+        spi, salt, encrypt_into = self.spi, self._salt, self._encrypt_into
+        write_header, nonce = HEADER.pack_into, _NONCE.pack
+        for plaintext, (offset, additional, sealed) in zip(plaintexts, slots, strict=False):
+            sequence += 1
+            write_header(buffer, offset, spi, sequence, sequence)
+            encrypt_into(nonce(salt, sequence), plaintext, additional, sealed)
 
-    def seal(self, packet: memoryview | bytes, next_header: int) -> bytes:
+    def seal(self, packet: bytes, next_header: int) -> bytes:
         """Return the ESP packet that carries `packet`; for the few that do not go through a batch."""
-        out = bytearray(sealed_size(len(packet)))
-        self.seal_into(packet, next_header, memoryview(out))
+        plaintext = packet + TRAILERS[next_header][len(packet) & 3]
+        out = bytearray(len(plaintext) + OVERHEAD)
+        self.seal_run([plaintext], out, [slot(memoryview(out), 0, len(out))])
         return bytes(out)
 
 
@@ -111,34 +91,23 @@ class InboundSA(_SA):
     `window.highest` is the highest sequence number opened so far.
     """
 
-    __slots__ = ("_decrypt_into", "window")
+    __slots__ = ("_decrypt", "window")
 
     def __init__(self, spi: int, transform: TransformID, key: bytes, salt: bytes) -> None:
         super().__init__(spi, transform, salt)
-        self._decrypt_into = cipher(transform, key).decrypt_into
+        self._decrypt = cipher(transform, key).decrypt
         self.window = ReplayWindow()
 
-    def open_into(self, datagram: memoryview, out: memoryview) -> tuple[int, int]:
+    def open(self, sequence: int, iv: bytes, additional: memoryview, sealed: memoryview) -> tuple[bytes, int]:
         """
-        Write the inner packet to the start of `out`; return its length and the next header.
+        Return the inner packet with its trailer, and the packet's length; the last byte is the next header.
 
-        `out` has room for at least `len(datagram) - OVERHEAD` bytes, of which those behind the inner packet
-        are scratch. The next header is whatever the peer wrote. Raises `RemoteError` with SHORT_DATAGRAM,
-        REPLAYED, BAD_ICV (nothing of the forgery is left in `out`) or MALFORMED_ESP.
+        That is whatever the peer wrote. Raises `RemoteError` with REPLAYED, BAD_ICV or MALFORMED_ESP.
         """
-        size = len(datagram) - OVERHEAD
-        if len(datagram) < SHORTEST:
-            raise RemoteError(DropReason.SHORT_DATAGRAM, f"ESP in {len(datagram)} bytes")
-        sequence, iv = _SEQUENCE_AND_IV.unpack_from(datagram)
         self.window.check(sequence)
         try:
-            self._decrypt_into(self._salt + iv, datagram[HEADER.size :], datagram[:AAD_SIZE], out[:size])
+            plaintext = self._decrypt(self._salt + iv, sealed, additional)
         except InvalidTag:
-            # The cipher decrypts before it knows that the ICV is wrong.
-            out[:size] = bytes(size)
             raise RemoteError(DropReason.BAD_ICV, f"SPI {self.spi:#010x}, sequence {sequence}") from None
         self.window.commit(sequence)
-        length, next_header = read_trailer(out, size)
-        self.packets += 1
-        self.bytes += length
-        return length, next_header
+        return plaintext, length_of(plaintext)

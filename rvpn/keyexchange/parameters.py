@@ -13,6 +13,7 @@ A sequence of type (1 byte), length (2 bytes, big-endian) and value:
     7  shortest defer   4 bytes, in milliseconds
     8  lost-key token   16 bytes
     9  heartbeats       1 byte: 1 for the literal ones, absent for authenticated ones
+    10 capabilities     1 byte of bits: 1 for taking partial checksums; absent for none
 
 Each type occurs at most once. Unknown types and transforms are skipped: that is the room for later
 versions.
@@ -39,6 +40,8 @@ INITIATOR_LENGTH = 320
 
 _HEADER = struct.Struct("!BH")
 _MILLISECONDS = 1000
+#: The bits of the capabilities; others are those of later versions.
+_PARTIAL_CHECKSUMS = 1
 _KNOWN_TRANSFORMS = frozenset(TransformID)
 
 
@@ -54,6 +57,7 @@ class _Type(IntEnum):
     SHORTEST_DEFER = 7
     LOST_KEY_TOKEN = 8
     LITERAL_HEARTBEATS = 9
+    CAPABILITIES = 10
 
 
 def encode(parameters: Parameters, at_least: int = 0) -> bytes:
@@ -71,6 +75,7 @@ def encode(parameters: Parameters, at_least: int = 0) -> bytes:
         _Type.SHORTEST_DEFER: _milliseconds(parameters.shortest_defer, 4),
         _Type.LOST_KEY_TOKEN: parameters.lost_key_token,
         _Type.LITERAL_HEARTBEATS: b"\1" if parameters.literal_heartbeats else b"",
+        _Type.CAPABILITIES: bytes([_PARTIAL_CHECKSUMS]) if parameters.partial_checksums else b"",
         _Type.REFUSAL: parameters.refusal.encode()[:MAX_REFUSAL].decode(errors="ignore").encode(),
     }
     encoded = b"".join(_HEADER.pack(kind, len(value)) + value for kind, value in values.items() if value)
@@ -102,6 +107,9 @@ def decode(data: bytes) -> Parameters:
         / _MILLISECONDS,
         lost_key_token=values.get(_Type.LOST_KEY_TOKEN, b"")[:TOKEN_LENGTH],
         literal_heartbeats=values.get(_Type.LITERAL_HEARTBEATS) == b"\1",
+        partial_checksums=bool(
+            _sized(values.get(_Type.CAPABILITIES, b"\0"), 1, "capabilities")[0] & _PARTIAL_CHECKSUMS
+        ),
     )
 
 

@@ -1,12 +1,14 @@
 """
 The two Twisted protocols of a node, over one UDP port (DESIGN 3): all that it says to its peers, and hears.
 
-    datagram -> TunnelProtocol: the first four bytes are zero -> KeyExchangeProtocol -> node.key_exchange
-                                                        else -> node.inbound -> inner packets -> TUN device
-    inner packet from the TUN device -> TunnelProtocol.seal -> node.outbound -> UDP
+    datagrams -> TunnelProtocol -> node.inbound -> inner packets -> TUN device
+                                                -> set aside -> KeyExchangeProtocol -> node.key_exchange
+    inner packets from the TUN device -> TunnelProtocol.seal -> node.outbound -> UDP
     `Send`, of a key exchange or of session control -> TunnelProtocol.send -> UDP
 
-Their transport is a `UDPPorts`. The node calculates; its shell, the service, performs what it asks for.
+Their transport is a `UDPPorts`. The node calculates; its shell, the service, performs what it asks for. While
+a socket is full, what is sealed and what is yet to be sealed stay where they are, and the shell does not read
+the TUN device: its queue fills, and the hosts behind it slow down instead of losing packets.
 """
 
 import errno
@@ -15,14 +17,12 @@ from typing import Protocol
 
 from twisted.internet.protocol import AbstractDatagramProtocol
 
-from rvpn.constants import KEY_EXCHANGE_MARKER
+from rvpn.constants import BATCH_CAPACITY
 from rvpn.errors import DropReason
 from rvpn.interfaces import Action, DatagramBatch, Node, PacketBatch, Path, Send
 from rvpn.net.udp import UDPPorts
 from rvpn.net.udpsocket import PathError
 
-#: Bytes of a batch's buffer: what one system call brings at most, and the overhead of sealing it.
-BATCH_CAPACITY = 1 << 17
 #: What the kernel says where it knows no way to a peer (R3).
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -37,8 +37,14 @@ class Shell(Protocol):
     def perform(self, calculation: Callable[[float], Iterable[Action]]) -> None:
         """Run a calculation of the node now, and carry out what it asks for."""
 
-    def deliver(self, packet: memoryview) -> None:
-        """Give an inner packet to the kernel."""
+    def deliver(self, packets: PacketBatch) -> None:
+        """Give inner packets to the kernel."""
+
+    def hold(self) -> None:
+        """Read no more inner packets from the kernel."""
+
+    def release(self) -> None:
+        """Read inner packets again."""
 
 
 class KeyExchangeProtocol(AbstractDatagramProtocol):
@@ -63,21 +69,20 @@ class TunnelProtocol(AbstractDatagramProtocol):
         self._key_exchange = KeyExchangeProtocol(shell)
         self._sealed = DatagramBatch(BATCH_CAPACITY)
         self._opened = PacketBatch(BATCH_CAPACITY)
+        self._held: PacketBatch | None = None
 
     def batchReceived(self, batch: DatagramBatch) -> None:
-        """Take the datagram of a batch of one."""
-        if batch.buffer.startswith(KEY_EXCHANGE_MARKER) and batch.length >= len(KEY_EXCHANGE_MARKER):
-            assert batch.path is not None
-            self._key_exchange.fragmentReceived(bytes(batch.view[: batch.length]), batch.path)
-        else:
-            self._shell.perform(lambda now: self._open(batch, now))
+        """Take the datagrams of a wake-up."""
+        self._shell.perform(lambda now: self._open(batch, now))
+        for datagram, path in batch.set_aside:
+            self._key_exchange.fragmentReceived(datagram, path)
 
     def _open(self, batch: DatagramBatch, now: float) -> Iterable[Action]:
         opened = self._opened
         opened.clear()
         actions = self._shell.node.inbound(batch, opened, now)
-        for start, end in opened.spans:
-            self._shell.deliver(opened.view[start:end])
+        if opened.spans:
+            self._shell.deliver(opened)
         return actions
 
     def pathErrorReceived(self, error: PathError) -> None:
@@ -88,14 +93,31 @@ class TunnelProtocol(AbstractDatagramProtocol):
         else:
             self._shell.perform(lambda now: node.path_mtu(error.remote, mtu, now))
 
-    def seal(self, packet: memoryview, now: float) -> Iterable[Action]:
-        """Send an inner packet through the tunnel, and return what else the node makes of it."""
+    def seal(self, packets: PacketBatch, now: float) -> Iterable[Action]:
+        """Send inner packets through the tunnel, and return what else the node makes of them."""
         sealed = self._sealed
-        sealed.clear()
-        actions = self._shell.node.outbound(packet, sealed, now)
-        if sealed.count and not self.transport.send(sealed):
-            self._shell.node.drop(DropReason.SEND_FAILED)
+        actions: list[Action] = []
+        while packets.taken < len(packets.spans) and not sealed.runs:
+            actions += self._shell.node.outbound(packets, sealed, now)
+            self._transmit()
+        if sealed.runs and self._held is None:
+            self._held = packets
+            self._shell.hold()
         return actions
+
+    def _transmit(self) -> None:
+        self._shell.node.drop(DropReason.SEND_FAILED, self.transport.send(self._sealed))
+
+    def sendingResumed(self) -> None:
+        """Go on with what is sealed, then with what is not, then with the TUN device."""
+        self._transmit()
+        held = self._held
+        if held is None or self._sealed.runs:
+            return
+        self._shell.perform(lambda now: self.seal(held, now))
+        if not self._sealed.runs:
+            self._held = None
+            self._shell.release()
 
     def send(self, action: Send, now: float) -> Iterable[Action]:
         """Send a datagram, and return what the node makes of a failure (R3)."""

@@ -1,7 +1,7 @@
 """
 A node at work: sockets, TUN device and timer around a calculation (`rvpn.interfaces.Node`).
 
-    TUN device -> packetReceived -> node.outbound -> UDP
+    TUN device -> packetsReceived -> node.outbound -> UDP
     UDP -> TunnelProtocol, KeyExchangeProtocol -> node.inbound, node.key_exchange -> TUN device, UDP
     alarm -> node.advance; SIGHUP, `rvpn reload` -> the policy is read again; `rvpn status` -> node.status
 
@@ -28,13 +28,14 @@ from twisted.python.failure import Failure
 
 from rvpn import __version__
 from rvpn.client import Client
-from rvpn.constants import Role
+from rvpn.constants import BATCH_CAPACITY, Role
 from rvpn.errors import DropReason, LocalError
 from rvpn.gateway import Gateway
-from rvpn.interfaces import Action, DatagramBatch, Deliver, Event, Send
+from rvpn.interfaces import Action, DatagramBatch, Deliver, Event, PacketBatch, Send
 from rvpn.net import alarm
 from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink
+from rvpn.net.offloads import IN_USE
 from rvpn.net.tun import TunPort
 from rvpn.net.udp import UDPPort, UDPPorts
 from rvpn.net.watch import NetworkWatch
@@ -43,7 +44,7 @@ from rvpn.service import configuration
 from rvpn.service.certificates import CertificateWatch
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
-from rvpn.service.protocols import BATCH_CAPACITY, TunnelProtocol
+from rvpn.service.protocols import TunnelProtocol
 from rvpn.state import StateDirectory
 
 NodeT = TypeVar("NodeT", Client, Gateway)
@@ -120,6 +121,12 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._host.undo)
             self.mtu = self._prepare_host(policy)
             self.node = self._make_node(config, state)
+            in_use = {name for name, state in self._tun.offloads.items() if state == IN_USE}
+            self.node.offload(
+                checksums="checksum" in in_use,
+                tcp={"TSO4", "TSO6"} <= in_use,
+                udp={"USO4", "USO6"} <= in_use,
+            )
             self._alarm = alarm.Alarm(self._ring, self._reactor)
             resources.callback(self._alarm.close)
             self._network = NetworkWatch(self, self._reactor, self._netlink, without=[self._tun.index])
@@ -205,9 +212,18 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     # --- packets ------------------------------------------------------------------------------------------
 
-    def packetReceived(self, packet: memoryview) -> None:
-        """Take an inner packet from the TUN device (`rvpn.net.tun.PacketReceiver`)."""
-        self.perform(lambda now: self._protocol.seal(packet, now))
+    def packetsReceived(self, packets: PacketBatch) -> None:
+        """Take inner packets from the TUN device (`rvpn.net.tun.PacketReceiver`)."""
+        self.perform(lambda now: self._protocol.seal(packets, now))
+
+    def hold(self) -> None:
+        """See `rvpn.service.protocols.Shell`."""
+        self._tun.stopReading()
+
+    def release(self) -> None:
+        """See `rvpn.service.protocols.Shell`."""
+        if self.running:
+            self._tun.startReading()
 
     def drop(self, reason: DropReason) -> None:
         """Count what somebody sent in vain."""
@@ -247,15 +263,14 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         if isinstance(action, Send):
             return self._protocol.send(action, self.now())
         if isinstance(action, Deliver):
-            self.deliver(action.packet)
+            self.node.drop(DropReason.DELIVERY_FAILED, not self._tun.writePacket(action.packet))
         elif isinstance(action, Event):
             self._tell(action)
         return ()
 
-    def deliver(self, packet: bytes | memoryview) -> None:
-        """Give an inner packet to the kernel."""
-        if not self._tun.write(packet):
-            self.node.drop(DropReason.DELIVERY_FAILED)
+    def deliver(self, packets: PacketBatch) -> None:
+        """Give inner packets to the kernel."""
+        self.node.drop(DropReason.DELIVERY_FAILED, self._tun.write(packets))
 
     def _tell(self, event: Event) -> None:
         (self._log.warn if event.warning else self._log.info)(event.message, **event.fields)

@@ -29,7 +29,7 @@ from rvpn.session_control import CONTROL_SIZE, ControlPacket, Kind, Status, enco
 from rvpn.sessions import SAPair
 from tests.fuzz.mutation import Exchange, Family, Live
 from tests.unit.keyexchange_ends import chatty
-from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, identity
+from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, delivered_in, identity
 
 INNER_6, TARGET_6 = ip_address("2001:db8:99::1"), ip_address("2001:db8::1")
 Ends = tuple[IPAddress, IPAddress]
@@ -209,11 +209,11 @@ class Scene(Network):
             batch.clear()
             packets.clear()
             batch.view[: len(datagram)] = datagram
-            batch.path, batch.length = Path(origin), len(datagram)
-            batch.size, batch.count = size or len(datagram), 1
+            if datagram:
+                batch.add(Path(origin), len(datagram), size or len(datagram))
             actions = host.node.inbound(batch, packets, self.now)
-            for start, end in packets.spans:
-                self._deliver(host, bytes(packets.view[start:end]), origin)
+            for packet in delivered_in(packets):
+                self._deliver(host, packet, origin)
         self.act(host, actions)
         return list(actions)
 

@@ -15,10 +15,11 @@ from rvpn.constants import BACKOFF_LAST
 from rvpn.errors import DropReason
 from rvpn.gateway import _REMEMBERED_TARGETS
 from rvpn.interfaces import Deliver
+from rvpn.offload import COMPLETE
 from rvpn.packet import addresses
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import GROWTH, INNER_6, LAN, Memory, Misbehaviour, Scene, inner_packets, ipv6, report
-from tests.unit.simulation import Host
+from tests.unit.simulation import Host, batch_of
 
 #: For each role, in each of three situations.
 PACKETS = 5000
@@ -59,14 +60,13 @@ class InnerPacketTests(SynchronousTestCase):
     def send(self, host: Host[Any], packet: bytes) -> None:
         """Let a packet come out of a TUN device; what comes back at once has to be an ICMP error."""
         batch = self.scene._datagrams
-        batch.clear()
-        actions = host.node.outbound(memoryview(packet), batch, self.scene.now)
+        actions = host.node.outbound(batch_of(COMPLETE + packet), batch, self.scene.now)
         for action in actions:
             if isinstance(action, Deliver):
                 version, (_, _, receiver) = action.packet[0] >> 4, addresses(memoryview(action.packet))
                 if action.packet[9 if version == 4 else 6] != ICMP[version] or receiver not in packet:
                     raise Misbehaviour(f"{packet.hex()} drew {action.packet.hex()}")
-        if batch.count > 1 or batch.length > len(packet) + 64:
+        if sum(run.count for run in batch.runs) > 1 or batch.length > len(packet) + 64:
             raise Misbehaviour(f"{packet.hex()} became {batch.length} bytes")
         self.scene.act(host, actions)
 

@@ -6,6 +6,7 @@ test of such a class is skipped, with the reason.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,15 @@ class Namespace:
         """Set a kernel parameter, named by its path below /proc/sys/net."""
         with inside(self.descriptor):
             (Path("/proc/sys/net") / path).write_text(value)
+
+
+def wrong_checksums(tables: str) -> int:
+    """Return how many packets with wrong checksums the kernel counted in /proc/net/snmp and snmp6."""
+    count = sum(int(number) for number in re.findall(r"^Udp6InCsumErrors\s+(\d+)", tables, re.MULTILINE))
+    for title in "Tcp", "Udp":
+        names, values = re.findall(rf"^{title}: (.*)", tables, re.MULTILINE)
+        count += int(values.split()[names.split().index("InCsumErrors")])
+    return count
 
 
 def _obstacle() -> str | None:

@@ -3,9 +3,7 @@
 import contextlib
 import errno
 import fcntl
-import itertools
 import random
-import re
 import socket
 import struct
 from ipaddress import ip_address
@@ -24,7 +22,7 @@ from rvpn.lab.namespaces import inside
 from rvpn.net.netlink import Netlink, Route
 from rvpn.net.offloads import IN_USE, OFF
 from rvpn.net.tun import PACKETS_PER_WAKEUP, TunPort
-from tests.integration.namespaces import Namespace, NamespaceTestCase
+from tests.integration.namespaces import Namespace, NamespaceTestCase, wrong_checksums
 
 ECHO = struct.Struct("!BBHHH")
 MAIN_TABLE = 254
@@ -263,16 +261,7 @@ class SuperPacketTests(NamespaceTestCase):
     def wrong_checksums(self) -> int:
         """Return how many TCP and UDP packets with wrong checksums the far host got."""
         with inside(self.far.descriptor):
-            table = [line.split() for line in Path("/proc/net/snmp").read_text().splitlines()]
-            version6 = Path("/proc/net/snmp6").read_text()
-        counts = [
-            int(values[names.index("InCsumErrors")])
-            for names, values in itertools.pairwise(table)
-            if names[0] in ("Tcp:", "Udp:") and not values[1].isalpha() and names[1].isalpha()
-        ]
-        assert len(counts) == 2
-        (udp6,) = re.findall(r"^Udp6InCsumErrors\s+(\d+)", version6, re.MULTILINE)
-        return sum(counts) + int(udp6)
+            return wrong_checksums("".join(Path("/proc/net", name).read_text() for name in ("snmp", "snmp6")))
 
     async def stream(self, address: str) -> None:
         """Send a mebibyte by TCP to the far host."""

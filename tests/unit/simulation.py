@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 
 from rvpn.client import Client
-from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
+from rvpn.constants import KEY_EXCHANGE_MARKER, VNET_HEADER, Mechanism
 from rvpn.gateway import Gateway
 from rvpn.interfaces import (
     Action,
@@ -35,6 +35,7 @@ from rvpn.interfaces import (
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.noise import public_key
 from rvpn.lost_keys import LostKeys
+from rvpn.offload import COMPLETE
 from rvpn.packet import checksum
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Cluster, Policy, Tunnel
@@ -78,6 +79,20 @@ def udp_packet(
     )
     head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
     return head + struct.pack("!HHHH", 1024, 9, length - 20, 0) + payload
+
+
+def batch_of(*packets: bytes) -> PacketBatch:
+    """Return a batch as the TUN device fills it: each packet behind its virtio_net_hdr."""
+    batch = PacketBatch(sum(map(len, packets)))
+    for packet in packets:
+        batch.view[batch.length : batch.length + len(packet)] = packet
+        batch.add(len(packet))
+    return batch
+
+
+def delivered_in(packets: PacketBatch) -> list[bytes]:
+    """Return the packets of a batch for the TUN device, without their virtio_net_hdr."""
+    return [bytes(packets.view[start + VNET_HEADER : end]) for start, end in packets.spans]
 
 
 NodeT = TypeVar("NodeT", Client, Gateway)
@@ -260,13 +275,12 @@ class Network:
 
     def send(self, host: Host[Any], packet: bytes) -> None:
         """Let a packet come out of the host's TUN device."""
-        self._datagrams.clear()
-        actions = host.node.outbound(memoryview(packet), self._datagrams, self.now)
-        batch = self._datagrams
-        if batch.count:
-            assert batch.path is not None
-            self._transmit(host, bytes(batch.view[: batch.length]), batch.path)
-        self.act(host, actions)
+        batch = batch_of(COMPLETE + packet)
+        while batch.taken < len(batch.spans):
+            actions = host.node.outbound(batch, self._datagrams, self.now)
+            for path, datagram in self._datagrams.datagrams():
+                self._transmit(host, bytes(datagram), path)
+            self.act(host, actions)
 
     def act(self, host: Host[Any], actions: Sequence[Action]) -> None:
         """Do what a node asks for."""
@@ -344,9 +358,9 @@ class Network:
         batch.clear()
         packets.clear()
         batch.view[: len(datagram)] = datagram
-        batch.path, batch.size, batch.length, batch.count = Path(source), len(datagram), len(datagram), 1
+        batch.add(Path(source), len(datagram), len(datagram))
         actions = host.node.inbound(batch, packets, self.now)
-        delivered = [bytes(packets.view[start:end]) for start, end in packets.spans]
+        delivered = delivered_in(packets)
         host.delivered += delivered
         self.act(host, actions)
         if self.echo and isinstance(host.node, Gateway) and host.lan_up:

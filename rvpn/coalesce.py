@@ -1,0 +1,148 @@
+"""
+Opened packets on their way to the TUN device: those that continue one another become super-packets again.
+
+    packet -> `take`: it is exactly what cutting would have made the next segment; its payload is kept
+           -> else `start`: what grew until now is written, and this packet grows, if its kind can
+           -> `put`, if its checksum is complete: it is written as it is
+
+Cutting and putting together are the same calculation (`rvpn.offload.successors`): a packet continues another
+if its headers are those foretold. So nothing is lost, and what differs in anything, be it an acknowledgement,
+a window, an option, a congestion mark or the order, begins anew. Only packets with partial checksums are put
+together: a complete one that nobody has verified is passed on as it is, for the receiver to find it wrong.
+"""
+
+from collections.abc import Collection
+
+from rvpn.interfaces import PacketBatch
+from rvpn.offload import (
+    CHECKSUM_OFFSET,
+    COMPLETE,
+    CWR,
+    FIN,
+    FLAGS,
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP,
+    NEEDS_CSUM,
+    PSH,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    URG,
+    Transport,
+    VnetHeader,
+    resized,
+    successors,
+    transport,
+)
+
+#: Bytes of the longest super-packet, and datagrams in one of UDP (UDP_MAX_SEGMENTS of older kernels).
+LONGEST, MOST_DATAGRAMS = 0xFFFF, 64
+_LAST, _ALONE = PSH | FIN, SYN | RST | URG | CWR
+_GSO_TYPE = {(4, TCP): GSO_TCPV4, (6, TCP): GSO_TCPV6, (4, UDP): GSO_UDP, (6, UDP): GSO_UDP}
+#: Shorter than any packet: nothing continues what was written.
+_NOTHING = -1
+
+
+class Coalescer:
+    """
+    Adds packets to a batch, one super-packet growing at a time; `flush` is needed after the last.
+
+    `protocols` are those of which the TUN device takes super-packets. Packets are given with their length:
+    what stands behind it does not matter.
+    """
+
+    def __init__(self, protocols: Collection[int]) -> None:
+        self._protocols = protocols
+        self._packets = PacketBatch(0)
+        self._parts: list[memoryview] = []
+        self._where = Transport(0, 0, 0)
+        self._length = self._flags = 0
+        self._whole, self._expected = _NOTHING, b""
+
+    def begin(self, packets: PacketBatch) -> None:
+        """Add to `packets` from now on."""
+        self._packets = packets
+
+    def take(self, packet: bytes, length: int) -> bool:
+        """Return whether `packet` continues what grows, which then is kept."""
+        if length > self._whole:
+            return False
+        if not self._expected:
+            self._header_at = successors(
+                bytes(self._parts[0])[: self._where.payload], self._where, self._size
+            )
+            self._expected = self._header_at(1)
+        if length < self._whole or not packet.startswith(self._expected):
+            return self._take_last(packet, length)
+        self._keep(packet, length)
+        if self._length + self._size > LONGEST or len(self._parts) == self._most:
+            self._whole = _NOTHING
+        else:
+            self._expected = self._header_at(len(self._parts))
+        return True
+
+    def _take_last(self, packet: bytes, length: int) -> bool:
+        """Return whether `packet` is shorter than the others, or has a flag that only the last one may."""
+        where, expected = self._where, self._expected
+        start, flags = where.offset, 0
+        if length <= where.payload or packet[start : start + 4] != expected[start : start + 4]:
+            return False
+        if where.protocol == TCP:
+            flags = packet[start + FLAGS]
+            if flags & ~_LAST != expected[start + FLAGS]:
+                return False
+        if not packet.startswith(resized(expected, where, length, flags)):
+            return False
+        self._keep(packet, length)
+        self._whole, self._flags = _NOTHING, flags
+        return True
+
+    def _keep(self, packet: bytes, length: int) -> None:
+        self._parts.append(memoryview(packet)[self._where.payload : length])
+        self._length += length - self._where.payload
+
+    def start(self, packet: bytes, length: int) -> None:
+        """
+        Add a packet with a partial checksum, which others may continue.
+
+        Raises `RemoteError` if it is not of TCP or UDP.
+        """
+        view = memoryview(packet)[:length]
+        where = transport(view)
+        self.flush()
+        self._where, self._length, self._parts = where, length, [view]
+        self._flags = packet[where.offset + FLAGS] if where.protocol == TCP else 0
+        self._size = length - where.payload
+        if where.protocol in self._protocols and self._size and not self._flags & (_LAST | _ALONE):
+            self._whole, self._expected = length, b""
+            self._most = MOST_DATAGRAMS if where.protocol == UDP else LONGEST
+
+    def put(self, packet: bytes, length: int) -> None:
+        """Add a packet that is complete."""
+        self.flush()
+        self._write(COMPLETE, (memoryview(packet)[:length],))
+
+    def flush(self) -> None:
+        """Write what grew to the batch: nothing continues it any more."""
+        if not self._parts:
+            return
+        where, parts, first = self._where, self._parts, self._parts[0]
+        kind, size = GSO_NONE, 0
+        if len(parts) > 1:
+            kind, size = _GSO_TYPE[first[0] >> 4, where.protocol], self._size
+            headers = bytes(first[: where.payload])
+            headers = resized(headers, where, self._length, self._flags)
+            parts = [memoryview(headers), first[where.payload :], *parts[1:]]
+        field = where.offset, CHECKSUM_OFFSET[where.protocol]
+        self._write(VnetHeader(NEEDS_CSUM, kind, where.payload, size, *field).encode(), parts)
+        self._parts, self._whole = [], _NOTHING
+
+    def _write(self, header: bytes, parts: Collection[bytes | memoryview]) -> None:
+        packets = self._packets
+        written = b"".join((header, *parts))
+        start = packets.length
+        packets.buffer[start : start + len(written)] = written
+        packets.add(len(written))
