@@ -113,7 +113,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._netlink = Netlink()
             resources.callback(self._netlink.close)
             policy = config.policy
-            self._tun = TunPort(policy.device_name, self, self._reactor)
+            self._tun = TunPort(policy.device_name, self, self._reactor, policy.offload)
             resources.callback(self._tun.close)
             self._be_the_only_one()
             self._host = HostChanges(state, self.role, self._netlink)
@@ -140,7 +140,13 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._udp = UDPPorts(
                 policy.listen,
                 lambda address: UDPPort(
-                    address, policy.port, self._protocol, self._reactor, received, OUTER_MARK
+                    address,
+                    policy.port,
+                    self._protocol,
+                    self._reactor,
+                    received,
+                    OUTER_MARK,
+                    policy.offload,
                 ),
             )
             resources.callback(self._udp.close)
