@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from twisted.application.service import IService, MultiService
-from twisted.internet import reactor
 from twisted.python import usage
 
 from rvpn import __version__
 from rvpn.errors import LocalError
+from rvpn.net.reactor import installed
 from rvpn.service.client import ClientService
 from rvpn.service.gateway import GatewayService
 from rvpn.service.jsonlog import JSONLog
 from rvpn.service.process import Process
 from rvpn.service.tunnel import TunnelService
+
+reactor = installed()
 
 
 class Options(usage.Options):

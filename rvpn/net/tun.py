@@ -31,6 +31,7 @@ from rvpn.constants import VNET_HEADER
 from rvpn.errors import LocalError
 from rvpn.interfaces import PacketBatch
 from rvpn.net.offloads import IN_USE, OFF, Offloads, name_of, refused_by_kernel
+from rvpn.net.reactor import PacketReader
 
 #: A wake-up ends after so many packets, or after the one that brings the batch to so many bytes: a
 #: millisecond's work.
@@ -142,7 +143,7 @@ class TunDevice:
 
 
 @implementer(IReadDescriptor)
-class TunPort:
+class TunPort(PacketReader):
     """
     A TUN device in the reactor. It exists after construction and reads after `startReading`.
 
@@ -180,19 +181,25 @@ class TunPort:
 
     def write(self, packets: PacketBatch) -> int:
         """Hand the packets to the kernel, each behind its header; return how many it did not take."""
-        return sum(not self._write(packets.view[start:end]) for start, end in packets.spans)
+        refused = 0
+        for start, end in packets.spans:
+            try:
+                self._device.write(packets.view[start:end])
+            except OSError as error:
+                refused += self._count(error)
+        return refused
 
     def writePacket(self, packet: bytes) -> bool:
         """Hand one finished packet without a header to the kernel; False if it was not taken."""
-        return self._write(_NOTHING_LEFT_TO_DO + packet)
-
-    def _write(self, packet: bytes | memoryview) -> bool:
         try:
-            self._device.write(packet)
+            self._device.write(_NOTHING_LEFT_TO_DO + packet)
         except OSError as error:
-            self.refusals[f"packet {name_of(error.errno or 0)}"] += 1
-            return False
+            return not self._count(error)
         return True
+
+    def _count(self, refusal: OSError) -> int:
+        self.refusals[f"packet {name_of(refusal.errno or 0)}"] += 1
+        return 1
 
     def close(self) -> None:
         """Remove the device. `deviceLost` is not called."""

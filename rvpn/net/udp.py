@@ -40,6 +40,7 @@ from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path, Run
 from rvpn.memo import Memo
 from rvpn.net import alarm
 from rvpn.net.offloads import IN_USE, Offloads
+from rvpn.net.reactor import PacketReader
 from rvpn.net.udpsend import REMEMBERED_PATHS, UDPSender, number_of
 from rvpn.net.udpsocket import (
     DATAGRAM_ANCILLARY,
@@ -83,7 +84,7 @@ class DatagramReceiver(Protocol):
 
 
 @implementer(IReadDescriptor)
-class UDPPort:
+class UDPPort(PacketReader):
     """
     One UDP socket in the reactor: bound after construction, reading after `startReading`.
 
@@ -254,6 +255,7 @@ class UDPPorts:
         # The socket without an address of its own, else the last of its family, takes what no other does.
         ranked = sorted(self.ports, key=lambda port: port.address.is_unspecified)
         self._by_version = {port.address.version: port for port in ranked}
+        self._last: tuple[Path | None, UDPPort | None] = None, None
 
     @property
     def offloads(self) -> dict[str, Offloads]:
@@ -323,7 +325,10 @@ class UDPPorts:
         return taken
 
     def _port_for(self, path: Path) -> UDPPort | None:
-        port = self._by_address.get(path.local) or self._by_version.get(path.remote.address.version)
+        before, port = self._last
+        if before is not path:  # else one path follows itself, and addresses are slow to hash
+            port = self._by_address.get(path.local) or self._by_version.get(path.remote.address.version)
+            self._last = path, port
         if port is None:
             self.send_errno = errno.EAFNOSUPPORT
         return port

@@ -63,6 +63,9 @@ class UDPSender:
         self._retries = 0
         self._waiting: deque[tuple[bytes | memoryview, Path]] = deque()
         self._targets = Memo(_Target, REMEMBERED_PATHS)
+        # Most often one path follows itself, and addresses are slow to hash.
+        self._path: Path | None = None
+        self._target: _Target
 
     def send_run(self, view: memoryview, run: Run) -> int:
         """
@@ -70,7 +73,7 @@ class UDPSender:
         """
         if self.full:
             return 0
-        target, size = self._targets[run.path], run.size
+        target, size = self._target_of(run.path), run.size
         if run.end - run.start > size and self._segmenting and target.segmentable:
             failure = self._submit(view[run.start : run.end], target.segmented[size], target.remote)
             if failure in _TOO_LONG or failure in _NOT_HERE:
@@ -88,7 +91,7 @@ class UDPSender:
     def send(self, datagram: bytes | memoryview, path: Path) -> bool:
         """Send one datagram, or keep it for when there is room; False if it was refused. Never raises."""
         if not self.full:
-            target = self._targets[path]
+            target = self._target_of(path)
             failure = self._submit(datagram, target.ancillary, target.remote)
             if not self._stops(failure):
                 self._count(failure, 1)
@@ -104,13 +107,18 @@ class UDPSender:
         self.full = False
         while self._waiting:
             datagram, path = self._waiting[0]
-            target = self._targets[path]
+            target = self._target_of(path)
             failure = self._submit(datagram, target.ancillary, target.remote)
             if self._stops(failure):
                 return False
             self._waiting.popleft()
             self._count(failure, 1)
         return True
+
+    def _target_of(self, path: Path) -> _Target:
+        if path is not self._path:
+            self._path, self._target = path, self._targets[path]
+        return self._target
 
     def _submit(self, data: bytes | memoryview, ancillary: Ancillary, remote: tuple[str, int]) -> int:
         """Return the errno of the kernel's refusal, 0 for none."""
@@ -139,6 +147,9 @@ class UDPSender:
 
     def _settle(self, failure: int, run: Run, end: int) -> int:
         """Move on behind what was sent or refused, up to `end`; return how many datagrams were refused."""
+        if not failure:
+            run.start = end
+            return 0
         if self._stops(failure):
             return 0
         before, run.start = number_of(run), end
