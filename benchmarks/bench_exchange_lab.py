@@ -126,9 +126,10 @@ class Initiator:
     def receive(self) -> None:
         """Take a datagram that has arrived."""
         batch, now = self._received, time.monotonic()
-        batch.length = batch.size = self.socket.recv_into(batch.buffer)
-        batch.path = self._path
-        datagram = bytes(batch.view[: batch.length])
+        batch.clear()
+        length = self.socket.recv_into(batch.buffer)
+        batch.add(self._path, length, length)
+        datagram = bytes(batch.view[:length])
         if datagram.startswith(KEY_EXCHANGE_MARKER):
             self._cookie |= isinstance(tokens.decode(datagram), tokens.CookieDemand)
             self._send(self._client.key_exchange(datagram, self._path, now))

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn import session_control
 from rvpn.constants import TransformID
 from rvpn.errors import RemoteError
-from rvpn.esp.codec import read_trailer
+from rvpn.esp.codec import length_of
 from rvpn.interfaces import Parameters
 from rvpn.keyexchange import parameters, tokens
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME
@@ -94,7 +94,7 @@ class CodecTests(SynchronousTestCase):
             data = bytes(random.randrange(100)) + padding + bytes((length, 4))
             return data if random.random() < 0.5 else self.mutator.change(data, [data]).ljust(4, b"\0")
 
-        self.read(lambda data: read_trailer(memoryview(data), len(data)), mutant)
+        self.read(length_of, mutant)
 
 
 def exchange_of_long_tokens() -> Network:

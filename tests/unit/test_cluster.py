@@ -11,6 +11,7 @@ from rvpn.journal import Change
 from rvpn.policy.model import Cluster
 from rvpn.session_control import Status
 from rvpn.sessions import Session
+from rvpn.waiting import WaitingPackets
 
 GATEWAYS = tuple(ip_address(f"198.51.100.{number}") for number in (21, 22, 23))
 #: The KMS's order, which need not be the policy's (R1).
@@ -86,11 +87,11 @@ class ClusterInUseTests(SynchronousTestCase):
     def test_taken_over(self) -> None:
         """R1: a policy read again moves neither the gateway in use nor the packets that wait."""
         self.cluster.in_use = session = self.connect(GATEWAYS[1])
-        self.cluster.wait(b"packet")
+        self.cluster.packets.add(b"packet")
         again = ClusterInUse(self.cluster.cluster, GATEWAYS)
         self.assertTrue(again.take_over(self.cluster))
         self.assertIs(again.in_use, session)
-        self.assertEqual(again.take_waiting(), [b"packet"])
+        self.assertEqual(again.packets.take(), [b"packet"])
 
     def test_vacancy_taken_over(self) -> None:
         """A cluster that lacks a gateway still lacks one, since then, when the policy has been read again."""
@@ -102,17 +103,24 @@ class ClusterInUseTests(SynchronousTestCase):
     def test_not_taken_over(self) -> None:
         """A gateway that the new policy's cluster lacks is in use no longer; the packets wait on."""
         self.cluster.in_use = self.connect(GATEWAYS[1])
-        self.cluster.wait(b"packet")
+        self.cluster.packets.add(b"packet")
         again = ClusterInUse(Cluster("Cluster 1", GATEWAYS[:1]), GATEWAYS[:1])
         self.assertFalse(again.take_over(self.cluster))
         self.assertIsNone(again.in_use)
-        self.assertEqual(again.take_waiting(), [b"packet"])
+        self.assertEqual(again.packets.take(), [b"packet"])
 
     def test_queue(self) -> None:
         """R2: packets wait in their order, the oldest goes when there are too many, and taking empties."""
         packets = [number.to_bytes(2) for number in range(QUEUE_LENGTH + 2)]
-        kept = [self.cluster.wait(packet) for packet in packets]
-        self.assertEqual(kept, [True] * QUEUE_LENGTH + [False] * 2)
+        dropped = [self.cluster.packets.add(packet) for packet in packets]
+        self.assertEqual(dropped, [0] * QUEUE_LENGTH + [1] * 2)
         self.assertEqual(self.cluster.waiting, QUEUE_LENGTH)
-        self.assertEqual(self.cluster.take_waiting(), packets[2:])
-        self.assertEqual((self.cluster.waiting, self.cluster.take_waiting()), (0, []))
+        self.assertEqual(self.cluster.packets.take(), packets[2:])
+        self.assertEqual((self.cluster.waiting, self.cluster.packets.take()), (0, []))
+
+    def test_queue_of_super_packets(self) -> None:
+        """R2: their bytes are bounded too, and as many of the oldest go as one more needs."""
+        waiting = WaitingPackets(64, 1000)
+        self.assertEqual([waiting.add(bytes(size)) for size in (300, 300, 400, 500, 1)], [0, 0, 0, 2, 0])
+        self.assertEqual(list(map(len, waiting.take())), [400, 500, 1])
+        self.assertEqual([waiting.add(bytes(1000)), waiting.add(b"")], [0, 0])

@@ -27,6 +27,7 @@ parameters = st.builds(
     inner_addresses=st.lists(addresses, max_size=MAX_ADDRESSES).map(tuple),
     lifetime=st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000),
     refusal=st.text(st.characters(codec="ascii", categories=("L", "N", "P")), max_size=MAX_REFUSAL),
+    partial_checksums=st.booleans(),
 )
 SPI = b"\1\0\4\0\0\4\0"
 
@@ -72,6 +73,12 @@ class LaterVersionTests(SynchronousTestCase):
         """An unknown type changes nothing."""
         self.assertEqual(decode(SPI + b"\x63\0\3abc").spi, 1024)
 
+    def test_unknown_capability(self) -> None:
+        """The bits of capabilities that nobody knows yet change nothing."""
+        for bits, partial in ((0, False), (1, True), (0xFE, False), (0xFF, True)):
+            told = decode(SPI + b"\x0a\0\1" + bytes([bits]))
+            self.assertEqual(told, Parameters(1024, (), partial_checksums=partial))
+
     def test_unknown_transform(self) -> None:
         """An unknown transform in an offer is passed over."""
         offer = decode(SPI + b"\2\0\4\xff\xff\0\x14")
@@ -101,6 +108,8 @@ class MalformedTests(SynchronousTestCase):
             "refusal not UTF-8": SPI + b"\5\0\1\xff",
             "refusal that forges a line of log": SPI + b"\5\0\3a\nb",
             "refusal too long": SPI + b"\5\0\x81" + b"x" * 129,
+            "capabilities of no byte": SPI + b"\x0a\0\0",
+            "capabilities of two bytes": SPI + b"\x0a\0\2\1\1",
             "too long": SPI + b"\0\4\0" + bytes(MAX_PARAMETERS),
         }
         for name, data in cases.items():

@@ -6,7 +6,7 @@ and repeats. All the while no packet comes to somebody it was not for, and no no
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from itertools import count
 from random import Random
@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import rvpn.sessions
 from rvpn.constants import EXCHANGE_TIME, HeartbeatMode, TransformID
+from rvpn.esp.codec import Slot
 from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import Endpoint
 from tests.unit.simulation import INNERS, TARGET, Host, Network, udp_packet
@@ -53,12 +54,12 @@ class NonceRecorder:
                 super().__init__(spi, transform, key, salt)
                 self.key = key + salt
 
-            def seal_into(self, packet: memoryview | bytes, next_header: int, out: memoryview) -> int:
-                size = super().seal_into(packet, next_header, out)
-                nonce = self.key, bytes(out[8:16])
-                recorder.repeated += nonce in recorder.used
-                recorder.used.add(nonce)
-                return size
+            def seal_run(self, plaintexts: Sequence[bytes], buffer: bytearray, slots: Sequence[Slot]) -> None:
+                super().seal_run(plaintexts, buffer, slots)
+                for start, _, _ in slots[: len(plaintexts)]:
+                    nonce = self.key, bytes(buffer[start + 8 : start + 16])
+                    recorder.repeated += nonce in recorder.used
+                    recorder.used.add(nonce)
 
         return RecordingSA
 

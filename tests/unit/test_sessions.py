@@ -1,8 +1,9 @@
 """The session cache by itself: which pair of SAs sends, what a newer one supersedes, how each is found."""
 
+from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import ip_address
-from itertools import count
+from itertools import count, product
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -10,6 +11,7 @@ from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, Mechanism, NextHead
 from rvpn.errors import RemoteError
 from rvpn.interfaces import Authentication, Endpoint, IPAddress, Parameters, Path, PeerIdentity
 from rvpn.sessions import SAPair, Session, SessionCache
+from tests.unit.esp_ends import opened
 
 PEER = PeerIdentity(Mechanism.NOISE, "c2Vzc2lvbiB0ZXN0cw==")
 HERE, THERE = Path(Endpoint(ip_address("192.0.2.1"), 4500)), Path(Endpoint(ip_address("192.0.2.9"), 4500))
@@ -76,16 +78,24 @@ class PairTests(SynchronousTestCase):
             for sender, receiver, spi in (initiator, acceptor, 2000), (acceptor, initiator, 1000):
                 datagram = sender.outbound.seal(b"inner packet", NextHeader.IPV4)
                 self.assertEqual(int.from_bytes(datagram[:4]), spi)
-                room = memoryview(bytearray(200))
-                length, _ = receiver.inbound.open_into(memoryview(bytearray(datagram)), room)
-                self.assertEqual(bytes(room[:length]), b"inner packet")
+                self.assertEqual(opened(receiver.inbound, datagram)[0], b"inner packet")
 
     def test_directions_differ(self) -> None:
         """A packet does not open at the end that sealed it: each direction has its own keys."""
         pair = SAPair(FakeContext(offer(1000), answer(1000)), initiator=True, path=HERE, now=0.0)
-        datagram = bytearray(pair.outbound.seal(b"inner packet", NextHeader.IPV4))
-        room = memoryview(bytearray(200))
-        self.assertRaises(RemoteError, pair.inbound.open_into, memoryview(datagram), room)
+        datagram = pair.outbound.seal(b"inner packet", NextHeader.IPV4)
+        self.assertRaises(RemoteError, opened, pair.inbound, datagram)
+
+    def test_partial_checksums(self) -> None:
+        """Both ends must take partial checksums, or neither sends any."""
+        for ours, theirs in product((False, True), repeat=2):
+            a = replace(offer(1000), partial_checksums=ours)
+            b = replace(answer(2000), partial_checksums=theirs)
+            for pair in (
+                SAPair(FakeContext(a, b), initiator=True, path=HERE, now=0.0),
+                SAPair(FakeContext(b, a), initiator=False, path=THERE, now=0.0),
+            ):
+                self.assertEqual(pair.partial_checksums, ours and theirs)
 
     def test_last_word(self) -> None:
         """The acceptor's parameters decide about transform and lifetime, at both ends."""

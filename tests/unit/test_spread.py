@@ -13,10 +13,11 @@ from rvpn.cluster import ClusterInUse, HoldDowns
 from rvpn.constants import LONGEST_HOLD_DOWN, HeartbeatMode, Mechanism
 from rvpn.interfaces import Action, DatagramBatch, Endpoint, IPAddress, Path, PeerIdentity, Send
 from rvpn.keyexchange.credentials import Credentials
+from rvpn.offload import COMPLETE
 from rvpn.policy.model import Cluster, Policy, Tunnel
 from rvpn.session_control import Kind, Status
 from rvpn.sessions import Session
-from tests.unit.simulation import INNER, TARGET, Network, udp_packet
+from tests.unit.simulation import INNER, TARGET, Network, batch_of, udp_packet
 
 OUT = udp_packet(INNER, TARGET, b"to the LAN")
 NOTHING: list[Any] = []
@@ -47,7 +48,9 @@ class SpreadTests(SynchronousTestCase):
             client = Client(
                 network.client_policy, Credentials(random.randbytes(32)), (INNER,), random, lambda: 1.7e9, 0.0
             )
-            first = self.first_asked(list(client.outbound(memoryview(OUT), DatagramBatch(0), 1.0)))
+            first = self.first_asked(
+                list(client.outbound(batch_of(COMPLETE + OUT), DatagramBatch(2048), 1.0))
+            )
             firsts[first] += 1
             if first == dead.address:
                 seconds[self.first_asked(list(client.unreachable(dead, 1.0)))] += 1
