@@ -25,7 +25,7 @@ import pathlib
 import select
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
@@ -48,8 +48,8 @@ from rvpn.net.udpsocket import (
     QUOTE,
     Ancillary,
     PathError,
+    control_socket,
     local_address,
-    open_socket,
     path_error,
     probe,
     size_of_each,
@@ -86,36 +86,41 @@ class DatagramReceiver(Protocol):
 @implementer(IReadDescriptor)
 class UDPPort(PacketReader):
     """
-    One UDP socket in the reactor: bound after construction, reading after `startReading`.
+    One UDP socket (`open_socket`) in the reactor, which owns it: reading after `startReading`.
 
-    `port` 0 lets the kernel choose, and the attribute tells; `name` is for people. `batch` has
-    BATCH_CAPACITY. `mark` is for SO_MARK. `offloads` tells which are in use. Raises `LocalError` if the
-    address cannot be used.
+    `batch` has BATCH_CAPACITY. `address` and `port` are those it is bound to, `name` says so to people,
+    `offloads` tells which are in use.
     """
 
     def __init__(
         self,
-        address: IPAddress,
-        port: int,
+        opened: socket.socket,
         protocol: DatagramReceiver,
         reactor: IReactorFDSet,
         batch: DatagramBatch,
-        mark: int | None = None,
         offload: bool = True,
     ) -> None:
-        self._socket = open_socket(Endpoint(address, port), mark)
+        self._socket = opened
         self.offloads: Offloads = probe(self._socket, offload)
         self.sender = UDPSender(self._socket, self.offloads["UDP_SEGMENT"] == IN_USE, self._filled)
         self._events = select.epoll()
         self._events.register(self._socket, select.EPOLLIN)
-        self.address = address
-        self.port: int = self._socket.getsockname()[1]
-        self.name = f"UDP {Endpoint(address, self.port)}"
+        host, self.port = opened.getsockname()[:2]
+        self.address = ip_address(host)
+        self.name = f"UDP {Endpoint(self.address, self.port)}"
         self._retry = alarm.Alarm(self._resume, reactor)
         self._protocol = protocol
         self._reactor = reactor
         self._batch = batch
+        self._offload = offload
         self._origins = Memo(_origin, REMEMBERED_PATHS)
+
+    def control(self) -> "UDPPort | None":
+        """Return a port for what must not wait behind the packets of this one, if the kernel has that."""
+        beside = control_socket(self._socket)
+        if beside is None:
+            return None
+        return UDPPort(beside, self._protocol, self._reactor, self._batch, self._offload)
 
     def startReading(self) -> None:
         """Begin to deliver datagrams and errors."""
@@ -239,11 +244,13 @@ class UDPPorts:
 
     `addresses` come from the policy; where it names none the node listens everywhere, without IPv6 if the
     kernel has none. `port_at` makes the `UDPPort` for one of them. If it raises `LocalError`, no socket stays
-    open. `send_errno` says why the last datagram that was refused was refused.
+    open. Key exchange and session control have a socket of their own beside each, so that they wait for no
+    packets, neither out nor in. `send_errno` says why the last datagram that was refused was refused.
     """
 
     def __init__(self, addresses: Sequence[IPAddress], port_at: Callable[[IPAddress], UDPPort]) -> None:
         self.ports: list[UDPPort] = []
+        self._control: dict[UDPPort, UDPPort] = {}
         self.send_errno = 0
         try:
             for address in addresses or _everywhere():
@@ -251,6 +258,7 @@ class UDPPorts:
         except LocalError:
             self.close()
             raise
+        self._control = {port: port.control() or port for port in self.ports}
         self._by_address: dict[IPAddress | None, UDPPort] = {port.address: port for port in self.ports}
         # The socket without an address of its own, else the last of its family, takes what no other does.
         ranked = sorted(self.ports, key=lambda port: port.address.is_unspecified)
@@ -266,28 +274,32 @@ class UDPPorts:
     def refusals(self) -> Counter[str]:
         """What the kernel would not take, by kind and errno, of all sockets."""
         refusals: Counter[str] = Counter()
-        for port in self.ports:
+        for port in self._sockets:
             refusals += port.sender.refusals
         return refusals
 
+    @property
+    def _sockets(self) -> Iterable[UDPPort]:
+        return dict.fromkeys((*self._control.values(), *self.ports))
+
     def startReading(self) -> None:
         """Begin to deliver datagrams and errors."""
-        for port in self.ports:
+        for port in self._sockets:
             port.startReading()
 
     def stopReading(self) -> None:
         """Leave datagrams to wait in the kernel."""
-        for port in self.ports:
+        for port in self._sockets:
             port.stopReading()
 
     def drain(self) -> None:
         """Deliver now what waits, as far as one wake-up would."""
-        for port in self.ports:
+        for port in self._sockets:
             port.doRead()
 
     def close(self) -> None:
         """Close all sockets. May be called again."""
-        for port in self.ports:
+        for port in self._sockets:
             port.close()
 
     def send(self, batch: DatagramBatch) -> int:
@@ -320,8 +332,9 @@ class UDPPorts:
         port = self._port_for(path)
         if port is None:
             return False
-        taken = port.sender.send(datagram, path)
-        self.send_errno = port.sender.failure
+        sender = self._control[port].sender
+        taken = sender.send(datagram, path)
+        self.send_errno = sender.failure
         return taken
 
     def _port_for(self, path: Path) -> UDPPort | None:

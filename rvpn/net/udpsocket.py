@@ -2,12 +2,14 @@
 What Python's `socket` leaves out of UDP on Linux: destination addresses, several datagrams in one call, and
 ICMP errors as ancillary data.
 
-`open_socket` makes a socket with everything that `rvpn.net.udp` relies on, `probe` finds out which offloads
-it has. `local_address` and `from_address` convert IP_PKTINFO between bytes and addresses, `segmented` adds
-what makes sendmsg cut a run into datagrams, `path_error` decodes one entry of the error queue. The layouts
-are those of linux/in.h, linux/in6.h, linux/udp.h and linux/errqueue.h, in host byte order.
+`open_socket` makes a socket with everything that `rvpn.net.udp` relies on, `control_socket` one beside it for
+what must not wait; `probe` finds out which offloads they have. `local_address` and `from_address` convert
+IP_PKTINFO between bytes and addresses, `segmented` adds what makes sendmsg cut a run into datagrams,
+`path_error` decodes one entry of the error queue. The layouts are those of linux/in.h, linux/in6.h,
+linux/udp.h and linux/errqueue.h, in host byte order.
 """
 
+import ctypes
 import errno
 import socket
 import struct
@@ -15,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
+from rvpn.constants import CONTROL_SPI, KEY_EXCHANGE_MARKER
 from rvpn.errors import LocalError
 from rvpn.interfaces import Endpoint, IPAddress
 from rvpn.net.offloads import IN_USE, OFF, Offloads, refused_by_kernel
@@ -27,11 +30,21 @@ _IPV6_MTU_DISCOVER, _IPV6_RECVERR = 23, 25
 _PMTUDISC_WANT = 1
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
+_SO_ATTACH_REUSEPORT_CBPF = 51
 _UDP_SEGMENT, UDP_GRO = 103, 104
 _SEGMENT_SIZE, _GRO_SIZE = struct.Struct("=H"), struct.Struct("=i")
 
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, our address, destination in the header
 _IN6_PKTINFO = struct.Struct("=16si")  # our address, interface
+#: Classic BPF (linux/filter.h): which of the sockets that share an endpoint gets a datagram, by its payload.
+_INSTRUCTION, _PROGRAM = struct.Struct("=HBBI"), struct.Struct("@HP")
+_CHOICE = (
+    (0x20, 0, 0, 0),  # A = the first four bytes; if there are less, the choice is 0
+    (0x15, 1, 0, int.from_bytes(KEY_EXCHANGE_MARKER)),
+    (0x15, 0, 1, CONTROL_SPI),
+    (0x06, 0, 0, 1),  # the second socket
+    (0x06, 0, 0, 0),
+)
 _EXTENDED_ERROR = struct.Struct(
     "=I4BII"
 )  # errno, origin, type, code, padding, info, data; a sockaddr follows
@@ -85,6 +98,30 @@ def open_socket(endpoint: Endpoint, mark: int | None) -> socket.socket:
         refusal = _REFUSALS.get(error.errno or 0, error.strerror)
         raise LocalError(f"cannot listen on UDP {endpoint}: {refusal}") from error
     return opened
+
+
+def control_socket(data: socket.socket) -> socket.socket | None:
+    """
+    Return a second socket for the endpoint of `data`, which gets its key exchange and session control.
+
+    Without it they would wait behind all the ESP packets in the receive buffer, for longer than an answer may
+    take. The kernel tells them apart by their first four bytes; None if it cannot (before Linux 4.5).
+    """
+    control = socket.socket(data.family, socket.SOCK_DGRAM)
+    try:
+        _configure(control, data.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) or None)
+        # Not before `data` was bound, which would else share the port with any other process of this user.
+        for each in data, control:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        control.bind(data.getsockname())
+        instructions = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in _CHOICE))
+        program = _PROGRAM.pack(len(_CHOICE), ctypes.addressof(instructions))
+        control.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+    except OSError:
+        control.close()
+        data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+        return None
+    return control
 
 
 def _family(address: IPAddress) -> socket.AddressFamily:

@@ -31,13 +31,14 @@ from rvpn.client import Client
 from rvpn.constants import BATCH_CAPACITY, Role
 from rvpn.errors import DropReason, LocalError
 from rvpn.gateway import Gateway
-from rvpn.interfaces import Action, DatagramBatch, Deliver, Event, PacketBatch, Send
+from rvpn.interfaces import Action, DatagramBatch, Deliver, Endpoint, Event, PacketBatch, Send
 from rvpn.net import alarm
 from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink
 from rvpn.net.offloads import IN_USE
 from rvpn.net.tun import TunPort
 from rvpn.net.udp import UDPPort, UDPPorts
+from rvpn.net.udpsocket import open_socket
 from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
@@ -140,12 +141,10 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._udp = UDPPorts(
                 policy.listen,
                 lambda address: UDPPort(
-                    address,
-                    policy.port,
+                    open_socket(Endpoint(address, policy.port), OUTER_MARK),
                     self._protocol,
                     self._reactor,
                     received,
-                    OUTER_MARK,
                     policy.offload,
                 ),
             )

@@ -9,13 +9,14 @@ from pathlib import Path as FilePath
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
+from rvpn.constants import CONTROL_SPI, KEY_EXCHANGE_MARKER, NAT_KEEPALIVE
 from rvpn.errors import LocalError
 from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path, Run
 from rvpn.lab.namespaces import inside
-from rvpn.net import udp
+from rvpn.net import udp, udpsocket
 from rvpn.net.offloads import IN_USE, OFF
 from rvpn.net.udp import BATCH_CAPACITY, BYTES_PER_WAKEUP, READS_PER_WAKEUP, UDPPort, UDPPorts
-from rvpn.net.udpsocket import PathError
+from rvpn.net.udpsocket import PathError, open_socket
 from tests.integration.namespaces import Namespace, NamespaceTestCase
 
 ANY4, ANY6, LOCAL4, LOCAL6 = map(ip_address, ("0.0.0.0", "::", "127.0.0.1", "::1"))
@@ -67,7 +68,9 @@ class UDPTestCase(NamespaceTestCase):
         offload: bool = True,
     ) -> UDPPort:
         """Open a port of the recorder."""
-        port = UDPPort(address, number, self.recorder, reactor, self.batch, mark, offload)
+        port = UDPPort(
+            open_socket(Endpoint(address, number), mark), self.recorder, reactor, self.batch, offload
+        )
         self.addCleanup(port.close)
         if reading:
             port.startReading()
@@ -509,6 +512,56 @@ class UDPPortsTests(UDPTestCase):
         for address, port in zip(addresses, ports.ports, strict=True):
             self.assertTrue(ports.sendDatagram(b"x", Path(endpoint_of(peer), address)))
             self.assertEqual(peer.recvfrom(100)[1], (str(address), port.port))
+
+    def test_control_does_not_wait(self) -> None:
+        """One wake-up brings key exchange and session control, however many packets came before them."""
+        for local in LOCAL4, LOCAL6:
+            ports = self.ports(local)
+            ports.stopReading()
+            peer, to = self.peer(local), (str(local), ports.ports[0].port)
+            for number in range(3 * READS_PER_WAKEUP):
+                peer.sendto(b"ESP %d" % number, to)
+            control = {KEY_EXCHANGE_MARKER + b"key exchange", CONTROL_SPI.to_bytes(4) + b"heartbeat"}
+            for datagram in control:
+                peer.sendto(datagram, to)
+            peer.sendto(NAT_KEEPALIVE, to)
+            ports.drain()
+            received = [datagram for datagram, _ in self.recorder.datagrams]
+            self.assertEqual(len(received), READS_PER_WAKEUP + len(control))
+            self.assertEqual({datagram for datagram in received if not datagram.startswith(b"ESP")}, control)
+            self.recorder.datagrams.clear()
+
+    def test_control_is_sent_from_the_same_port(self) -> None:
+        """A peer sees one endpoint, and the error about a datagram comes whichever socket sent it."""
+        ports, peer = self.ports(LOCAL4), self.peer(LOCAL4)
+        path = Path(endpoint_of(peer))
+        ports.send(batch_of(path, b"ESP"))
+        ports.sendDatagram(b"heartbeat", path)
+        sources = {peer.recvfrom(100)[1] for _ in range(2)}
+        self.assertEqual(sources, {("127.0.0.1", ports.ports[0].port)})
+
+    async def test_errors_about_control(self) -> None:
+        """ICMP errors are told, through whichever of the two sockets the kernel tells of them."""
+        ports = self.ports(LOCAL4)
+        for _ in range(8):  # which socket it is depends on the peer's port
+            ports.sendDatagram(b"heartbeat", Path(self.closed_endpoint(LOCAL4)))
+        await self.until(lambda: len(self.recorder.errors) == 8)
+
+    def test_port_is_not_shared(self) -> None:
+        """Two nodes cannot have the same port, although each has two sockets there."""
+        number = self.ports(LOCAL4).ports[0].port
+        self.assertRaises(LocalError, self.ports, LOCAL4, number=number)
+
+    def test_kernel_without_choice(self) -> None:
+        """Where the kernel cannot tell control traffic from packets, one socket takes both."""
+        self.patch(udpsocket, "_SO_ATTACH_REUSEPORT_CBPF", 9999)
+        ports, peer = self.ports(LOCAL4), self.peer(LOCAL4)
+        for datagram in b"ESP", CONTROL_SPI.to_bytes(4):
+            peer.sendto(datagram, ("127.0.0.1", ports.ports[0].port))
+        ports.drain()
+        self.assertEqual(len(self.recorder.datagrams), 2)
+        self.assertTrue(ports.sendDatagram(b"heartbeat", Path(endpoint_of(peer))))
+        self.assertRaises(LocalError, self.ports, LOCAL4, number=ports.ports[0].port)
 
     def test_family_not_listened_on(self) -> None:
         """A path of a family without a socket fails, with an errno to count."""
