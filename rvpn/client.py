@@ -156,7 +156,8 @@ class Client(TunnelEnd):
 
     # --- packets --------------------------------------------------------------------------------------------
 
-    def _route(self, source: bytes, destination: bytes) -> Session | None:
+    def route(self, source: bytes, destination: bytes) -> Session | None:
+        """See `rvpn.sealing.Router`."""
         cluster = self._cluster_of[destination]
         if cluster is None:
             raise RemoteError(DropReason.NO_TUNNEL)
@@ -164,7 +165,8 @@ class Client(TunnelEnd):
             raise RemoteError(DropReason.WRONG_SOURCE)
         return cluster.in_use
 
-    def _payload_sent(self, session: Session, now: float) -> Sequence[Action]:
+    def payload_sent(self, session: Session, now: float) -> Sequence[Action]:
+        """See `rvpn.sealing.Router`."""
         return self.failover.liveness.payload(session, now)
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
@@ -220,9 +222,10 @@ class Client(TunnelEnd):
             return None
         return self.failover.clusters[tunnel.cluster.name]
 
-    def _without_session(
+    def without_session(
         self, packet: memoryview, source: bytes, destination: bytes, now: float
     ) -> Sequence[Action]:
+        """See `rvpn.sealing.Router`."""
         cluster = self._cluster_of[destination]
         assert cluster is not None
         self.drop(DropReason.QUEUE_FULL, cluster.packets.add(bytes(packet)))
@@ -231,7 +234,7 @@ class Client(TunnelEnd):
 
     def send_waiting(self, cluster: ClusterInUse, session: Session, now: float) -> list[Action]:
         """See `rvpn.failover.Mover`."""
-        return self._seal_waiting(session, cluster.packets.take(), now)
+        return self.sealer.seal_waiting(session, cluster.packets.take(), now)
 
     # --- key exchange: ours ---------------------------------------------------------------------------------
 

@@ -32,16 +32,17 @@ from rvpn.offload import (
     UDP,
     URG,
     Transport,
-    VnetHeader,
     resized,
     successors,
     transport,
+    write_header,
 )
 
 #: Bytes of the longest super-packet, and datagrams in one of UDP (UDP_MAX_SEGMENTS of older kernels).
 LONGEST, MOST_DATAGRAMS = 0xFFFF, 64
 _LAST, _ALONE = PSH | FIN, SYN | RST | URG | CWR
 _GSO_TYPE = {(4, TCP): GSO_TCPV4, (6, TCP): GSO_TCPV6, (4, UDP): GSO_UDP, (6, UDP): GSO_UDP}
+_DONT_FRAGMENT = 0x40  # in the seventh byte
 #: Shorter than any packet: nothing continues what was written.
 _NOTHING = -1
 
@@ -70,39 +71,51 @@ class Coalescer:
         """Return whether `packet` continues what grows, which then is kept."""
         if length > self._whole:
             return False
+        parts, payload = self._parts, self._where.payload
         if not self._expected:
-            self._header_at = successors(
-                bytes(self._parts[0])[: self._where.payload], self._where, self._size
-            )
-            self._expected = self._header_at(1)
+            self._foretell(packet)
         if length < self._whole or not packet.startswith(self._expected):
             return self._take_last(packet, length)
-        self._keep(packet, length)
-        if self._length + self._size > LONGEST or len(self._parts) == self._most:
+        parts.append(memoryview(packet)[payload:length])
+        self._length += length - payload
+        if self._length > self._longest or len(parts) == self._most:
             self._whole = _NOTHING
         else:
-            self._expected = self._header_at(len(self._parts))
+            self._expected = self._header_at(len(parts))
         return True
+
+    def _foretell(self, second: bytes) -> None:
+        """Find out what the packets after the first are to look like; `second` may tell what is constant."""
+        where = self._where
+        first = bytes(self._parts[0][: where.payload])
+        self._header_at = successors(first, where, self._size)
+        # An identification that stays the same, as of a UDP socket that is not connected, means nothing in a
+        # packet that is never fragmented (RFC 6864 section 4.1).
+        if (
+            where.protocol == UDP
+            and first[0] >> 4 == 4
+            and first[6] & _DONT_FRAGMENT
+            and second.startswith(first)
+        ):
+            self._header_at = lambda _: first
+        self._expected = self._header_at(1)
 
     def _take_last(self, packet: bytes, length: int) -> bool:
         """Return whether `packet` is shorter than the others, or has a flag that only the last one may."""
         where, expected = self._where, self._expected
-        start, flags = where.offset, 0
-        if length <= where.payload or packet[start : start + 4] != expected[start : start + 4]:
+        # The ports, and with TCP the sequence number: what most packets that continue nothing differ in.
+        start, end = where.offset, where.offset + (8 if where.protocol == TCP else 4)
+        if length <= where.payload or packet[start:end] != expected[start:end]:
             return False
-        if where.protocol == TCP:
-            flags = packet[start + FLAGS]
-            if flags & ~_LAST != expected[start + FLAGS]:
-                return False
+        flags = packet[start + FLAGS] if where.protocol == TCP else 0
+        if flags & ~_LAST != (expected[start + FLAGS] if where.protocol == TCP else 0):
+            return False
         if not packet.startswith(resized(expected, where, length, flags)):
             return False
-        self._keep(packet, length)
+        self._parts.append(memoryview(packet)[where.payload : length])
+        self._length += length - where.payload
         self._whole, self._flags = _NOTHING, flags
         return True
-
-    def _keep(self, packet: bytes, length: int) -> None:
-        self._parts.append(memoryview(packet)[self._where.payload : length])
-        self._length += length - self._where.payload
 
     def start(self, packet: bytes, length: int) -> None:
         """
@@ -118,6 +131,7 @@ class Coalescer:
         self._size = length - where.payload
         if where.protocol in self._protocols and self._size and not self._flags & (_LAST | _ALONE):
             self._whole, self._expected = length, b""
+            self._longest = LONGEST - self._size
             self._most = MOST_DATAGRAMS if where.protocol == UDP else LONGEST
 
     def put(self, packet: bytes, length: int) -> None:
@@ -137,7 +151,7 @@ class Coalescer:
             headers = resized(headers, where, self._length, self._flags)
             parts = [memoryview(headers), first[where.payload :], *parts[1:]]
         field = where.offset, CHECKSUM_OFFSET[where.protocol]
-        self._write(VnetHeader(NEEDS_CSUM, kind, where.payload, size, *field).encode(), parts)
+        self._write(write_header(NEEDS_CSUM, kind, where.payload, size, *field), parts)
         self._parts, self._whole = [], _NOTHING
 
     def _write(self, header: bytes, parts: Collection[bytes | memoryview]) -> None:

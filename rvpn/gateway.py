@@ -142,7 +142,8 @@ class Gateway(TunnelEnd):
 
     # --- packets --------------------------------------------------------------------------------------------
 
-    def _route(self, source: bytes, destination: bytes) -> Session | None:
+    def route(self, source: bytes, destination: bytes) -> Session | None:
+        """See `rvpn.sealing.Router`."""
         return self.cache.by_inner.get(destination)
 
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
@@ -277,9 +278,10 @@ class Gateway(TunnelEnd):
 
     # --- key exchange: this gateway calls (R12) -------------------------------------------------------------
 
-    def _without_session(
+    def without_session(
         self, packet: memoryview, source: bytes, destination: bytes, now: float
     ) -> Sequence[Action]:
+        """See `rvpn.sealing.Router`."""
         client = self._clients.at(destination)
         if client is None or self._draining:
             return self.unreachable_client(packet)
@@ -353,7 +355,7 @@ class Gateway(TunnelEnd):
                 "endpoint": str(pair.path.remote),
             }
             actions.append(Event("session with client {peer} at {endpoint} established", fields))
-        return actions + self._seal_waiting(session, self._calls.confirmed(session.peer, now), now)
+        return actions + self.sealer.seal_waiting(session, self._calls.confirmed(session.peer, now), now)
 
     def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
         """Give the client's addresses up; it comes again if it wants to."""

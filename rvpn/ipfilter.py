@@ -1,15 +1,13 @@
 """
-The IP filter: the data path between inner packets and ESP datagrams (the patent's 1c and 21c).
+The IP filter: which datagrams become inner packets for this host (the patent's 1c and 21c).
 
-Outbound, the node has chosen a session for a packet from the TUN device:
-    1. `seal` does what the kernel left undone (rvpn.offload): a super-packet is cut;
-    2. the segments are sealed under the session's newest confirmed SA into a datagram batch, as a run.
-Inbound, for each run of a batch:
-    3. the first four bytes of a datagram select the pair of SAs, or session control, or the key exchange;
-    4. replay check, open, replay commit (rvpn.esp.sa); the first packet that opens confirms the pair;
-    5. what continues the packet before it is added to that (rvpn.coalesce); of any other the inner source
+For each run of a batch:
+    1. the first four bytes of a datagram select the pair of SAs, or session control, or the key exchange;
+    2. replay check, open, replay commit (rvpn.esp.sa); the first packet that opens confirms the pair;
+    3. what continues the packet before it is added to that (rvpn.coalesce); of any other the inner source
        must be the peer's, the destination what this node serves (`Gatekeeper.admits`);
-    6. the inner packets are in the packet batch for the TUN device.
+    4. the inner packets are in the packet batch for the TUN device.
+The way out is `rvpn.sealing`.
 
 Batches belong to the caller and come with room for what their counterpart can hold. A packet that goes no
 further is counted under its `DropReason`.
@@ -24,12 +22,10 @@ from rvpn.constants import (
     CONTROL_SPI,
     KEY_EXCHANGE_MARKER,
     NAT_KEEPALIVE,
-    RUN_BYTES,
-    RUN_DATAGRAMS,
     NextHeader,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import OVERHEAD, SHORTEST, Slot, Slots, slot
+from rvpn.esp.codec import SHORTEST, Slot, Slots, slot
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.packet import addresses
 from rvpn.sessions import SAPair, Session, SessionCache
@@ -73,53 +69,13 @@ class IPFilter:
         self._by_spi = cache.by_spi
         self._gatekeeper = gatekeeper
         self._coalescer = Coalescer(())
-        self._sealed, self._received = Slots(), Slots()
+        self._slots = Slots()
         self.drops: Counter[DropReason] = Counter()
         self.heard: list[Session] = []
 
     def coalesce(self, protocols: frozenset[int]) -> None:
         """Let super-packets of these protocols be made, since the TUN device takes them."""
         self._coalescer = Coalescer(protocols)
-
-    # --- outbound -----------------------------------------------------------------------------------------
-
-    def seal(self, session: Session, plaintexts: list[bytes], octets: int, datagrams: DatagramBatch) -> None:
-        """
-        Append inner packets with their trailers to `datagrams` as ESP for the peer of `session`.
-
-        All are of equal length but the last, which may be shorter; without trailers they have `octets`
-        bytes. Raises `SAExhausted` if the SA would pass its hard limit.
-        """
-        pair = session.sending
-        assert pair is not None
-        position, count = 0, len(plaintexts)
-        while position < count:
-            rest = plaintexts[position:] if position else plaintexts
-            position += self._seal_run(session.path, pair, rest, datagrams)
-        session.packets_out += count
-        session.bytes_out += octets
-
-    def _seal_run(self, path: Path, pair: SAPair, plaintexts: list[bytes], datagrams: DatagramBatch) -> int:
-        """Seal as many as continue the last run, or else fit into a new one; return how many that are."""
-        size, runs = len(plaintexts[0]) + OVERHEAD, datagrams.runs
-        run = runs[-1] if runs else None
-        if run is None or run.path is not path or not (room := _room(run, size, len(plaintexts))):
-            run = Run(path, datagrams.length, datagrams.length, size)
-            room = _room(run, size, 1)
-        chosen = plaintexts if len(plaintexts) <= room else plaintexts[:room]
-        before = (run.end - run.start) // run.size
-        slots = self._sealed.of(datagrams.view, run.start, run.size, before + len(chosen))[before:]
-        last = len(chosen[-1]) + OVERHEAD
-        end = run.end + (len(chosen) - 1) * run.size + last
-        if last != run.size:
-            slots[len(chosen) - 1] = slot(datagrams.view, end - last, end)
-        pair.outbound.seal_run(chosen, datagrams.buffer, slots)
-        if run.end == run.start:
-            runs.append(run)
-        run.end = datagrams.length = end
-        return len(chosen)
-
-    # --- inbound ------------------------------------------------------------------------------------------
 
     def open(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> list[Action]:
         """Open each datagram; inner packets go to `packets`, what else they draw is returned."""
@@ -129,7 +85,7 @@ class IPFilter:
         for run in datagrams.runs:
             rest = (run.end - run.start) % run.size
             if run.size >= SHORTEST:
-                self._open_run(run, self._slots(run, datagrams.view), datagrams, actions, now)
+                self._open_run(run, self._cut(run, datagrams.view), datagrams, actions, now)
             if run.size < SHORTEST or 0 < rest < SHORTEST:
                 start = run.start if run.size < SHORTEST else run.end - rest
                 for offset in range(start, run.end, run.size):
@@ -137,10 +93,10 @@ class IPFilter:
         self._coalescer.flush()
         return actions
 
-    def _slots(self, run: Run, view: memoryview) -> list[Slot]:
+    def _cut(self, run: Run, view: memoryview) -> list[Slot]:
         """Return the slots of a run, but not that of a last datagram too short for one."""
         count, rest = divmod(run.end - run.start, run.size)
-        slots = self._received.of(view, run.start, run.size, count)[:count]
+        slots = self._slots.of(view, run.start, run.size, count)[:count]
         if rest >= SHORTEST:
             slots.append(slot(view, run.end - rest, run.end))
         return slots
@@ -244,14 +200,6 @@ class IPFilter:
             return [dummy(pair)]
         except SAExhausted:
             return []
-
-
-def _room(run: Run, size: int, count: int) -> int:
-    """Return how many datagrams of `size` bytes still fit into `run`, if `count` are to, all equal or one."""
-    used = run.end - run.start
-    if used % run.size or size > run.size or (size < run.size and count > 1):
-        return 0
-    return min(RUN_DATAGRAMS - used // run.size, (RUN_BYTES - used) // run.size)
 
 
 def dummy(pair: SAPair) -> Send:

@@ -12,14 +12,13 @@ come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.c
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rvpn import session_control
 from rvpn.agenda import Agenda, Appointment
 from rvpn.constants import (
-    BATCH_CAPACITY,
     CERTIFICATE_WATCH_INTERVAL,
     CONFIRMATION_TIME,
     CONTROL_INTERVAL,
@@ -27,14 +26,11 @@ from rvpn.constants import (
     HARD_LIFETIME_FACTOR,
     OLD_SA_LINGER,
     PATH_MTU_LIFETIME,
-    RUN_BYTES,
     VNET_HEADER,
     Mechanism,
-    NextHeader,
     TransformID,
 )
-from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import TRAILERS, sealed_size
+from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
     Authentication,
@@ -50,8 +46,9 @@ from rvpn.interfaces import (
 )
 from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.offload import NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, completed, is_partial, room_for
-from rvpn.packet import addresses, inspect, too_big, unreachable
+from rvpn.offload import TCP, UDP
+from rvpn.packet import too_big, unreachable
+from rvpn.sealing import Sealer
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session, SessionCache
 
@@ -81,6 +78,7 @@ class TunnelEnd(ABC):
         self.agenda = Agenda()
         self.cache = SessionCache(random)
         self.filter = IPFilter(self.cache, self)
+        self.sealer = Sealer(self, self.filter.drops)
         self._credentials = credentials
         self._random = random
         self.time_of_day = clock
@@ -120,18 +118,18 @@ class TunnelEnd(ABC):
         """See `rvpn.ipfilter.Gatekeeper`."""
 
     @abstractmethod
-    def _route(self, source: bytes, destination: bytes) -> Session | None:
-        """
-        Return the session for packets from `source` to `destination`, None if there is none yet.
-
-        Raises `RemoteError` if they do not go through the tunnel.
-        """
+    def route(self, source: bytes, destination: bytes) -> Session | None:
+        """See `rvpn.sealing.Router`."""
 
     @abstractmethod
-    def _without_session(
+    def without_session(
         self, packet: memoryview, source: bytes, destination: bytes, now: float
     ) -> Sequence[Action]:
-        """Take a packet, virtio_net_hdr first, for which there is no session."""
+        """See `rvpn.sealing.Router`."""
+
+    def payload_sent(self, session: Session, now: float) -> Sequence[Action]:
+        """See `rvpn.sealing.Router`."""
+        return ()
 
     # --- packets and datagrams (rvpn.interfaces.Node) --------------------------------------------------
 
@@ -146,33 +144,7 @@ class TunnelEnd(ABC):
 
     def outbound(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
-        datagrams.clear()
-        actions: list[Action] = []
-        for start, end in packets.spans[packets.taken :]:
-            packet = packets.view[start:end]
-            try:
-                room = room_for(packet)
-                if datagrams.length and datagrams.length + room > len(datagrams.buffer):
-                    break
-                if room > len(datagrams.buffer):
-                    raise RemoteError(DropReason.MALFORMED_PACKET, f"{room} bytes of segments")
-                actions += self._outbound(packet, datagrams, now)
-            except RemoteError as error:
-                self.drop(error.reason)
-            packets.taken += 1
-        return actions
-
-    def _outbound(self, packet: memoryview, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
-        next_header, source, destination = addresses(packet[VNET_HEADER:])
-        session = self._route(source, destination)
-        if session is None:
-            return self._without_session(packet, source, destination, now)
-        actions = self._seal(session, packet, next_header, datagrams, now)
-        return [*actions, *self._payload_sent(session, now)] if session.awaits_payload else actions
-
-    def _payload_sent(self, session: Session, now: float) -> Sequence[Action]:
-        """Hear that a session which awaits payload got some (R9)."""
-        return ()
+        return self.sealer.seal(packets, datagrams, now)
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -191,63 +163,12 @@ class TunnelEnd(ABC):
         if count:
             self.filter.drops[reason] += count
 
-    def _seal(
-        self, session: Session, packet: memoryview, next_header: int, datagrams: DatagramBatch, now: float
-    ) -> Sequence[Action]:
+    def too_big(self, packet: memoryview, mtu: int, destination: bytes) -> list[Action]:
         """
-        Seal a packet, virtio_net_hdr first, for `session`, or tell its sender that it is too big for the path
-        (RFC 1191, RFC 8201).
-        """
-        header, inner, pair = VnetHeader.read(packet), packet[VNET_HEADER:], session.sending
-        assert pair is not None
-        cut = Segmentation(header, inner) if header.gso_type else None
-        longest = cut.longest if cut else len(inner)
-        if longest > session.inner_mtu:
-            headers = inspect(inner)
-            if headers.dont_fragment:
-                return self._too_big(inner, session.inner_mtu, headers.destination)
-        if sealed_size(longest) > RUN_BYTES:
-            raise RemoteError(DropReason.TOO_BIG)
-        partial = pair.partial_checksums
-        if cut:
-            trailers = TRAILERS[NextHeader.PARTIAL if cut.partial and partial else next_header]
-            plaintexts, octets = cut.segments(trailers, complete=not partial), cut.octets
-        else:
-            if header.flags & NEEDS_CSUM:
-                if partial and is_partial(header, inner):
-                    next_header = NextHeader.PARTIAL
-                else:
-                    inner = memoryview(completed(inner, header.csum_start, header.csum_offset))
-            plaintexts, octets = [b"".join((inner, TRAILERS[next_header][longest & 3]))], longest
-        try:
-            self.filter.seal(session, plaintexts, octets, datagrams)
-        except SAExhausted as error:
-            return self.fail(session, str(error), now)
-        return ()
-
-    def _seal_waiting(self, session: Session, packets: Collection[bytes], now: float) -> list[Action]:
-        """Seal packets that waited for `session`, one datagram each; what cannot go out is dropped."""
-        actions: list[Action] = []
-        datagrams = DatagramBatch(BATCH_CAPACITY if packets else 0)
-        for packet in packets:
-            if session.closed:
-                self.drop(DropReason.NO_SESSION)
-                continue
-            datagrams.clear()
-            view = memoryview(packet)
-            try:
-                actions += self._seal(session, view, addresses(view[VNET_HEADER:])[0], datagrams, now)
-            except RemoteError as error:
-                self.drop(error.reason)
-            actions += [Send(bytes(datagram), path) for path, datagram in datagrams.datagrams()]
-        return actions
-
-    def _too_big(self, packet: memoryview, mtu: int, destination: bytes) -> list[Action]:
-        """
-        Drop a packet that must not be fragmented and tell its sender so by ICMP.
+        See `rvpn.sealing.Router`: tell its sender by ICMP.
 
         The error seems to come from the packet's destination: the kernel takes none from one of its own
-        addresses. A packet that may be fragmented goes out, and the kernel fragments its datagram.
+        addresses.
         """
         self.drop(DropReason.TOO_BIG)
         error = too_big(packet, mtu, destination)

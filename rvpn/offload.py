@@ -40,7 +40,7 @@ _EXTRA = 256
 _VNET = Struct("<BBHHHH")
 _SHORT = Struct("!H")
 _TCP_HEADER = 20
-_MORE_FRAGMENTS_OR_OFFSET = 0x3FFF
+_MORE_FRAGMENTS_OR_OFFSET = 0x3F  # in the first byte of the two
 _KINDS = {GSO_TCPV4: (4, TCP), GSO_TCPV6: (6, TCP)}
 _MODULUS = 0xFFFF
 
@@ -60,9 +60,7 @@ class VnetHeader(NamedTuple):
 
     @classmethod
     def read(cls, packet: memoryview) -> "VnetHeader":
-        """Read the beginning of what came from the TUN device."""
-        if len(packet) < VNET_HEADER:
-            raise RemoteError(DropReason.MALFORMED_PACKET, f"{len(packet)} bytes with their virtio_net_hdr")
+        """Read the beginning of what came from the TUN device, at least VNET_HEADER bytes."""
         return cls(*_VNET.unpack_from(packet))
 
     def encode(self) -> bytes:
@@ -70,15 +68,23 @@ class VnetHeader(NamedTuple):
         return _VNET.pack(*self)
 
 
+#: The fields of the header before a packet, and the bytes of one that has these fields.
+read_header, write_header = _VNET.unpack_from, _VNET.pack
 #: Nothing is left to do.
 COMPLETE = bytes(VNET_HEADER)
 
 
 def room_for(packet: memoryview) -> int:
-    """Return how many bytes the segments of `packet`, virtio_net_hdr first, take at most once sealed."""
-    header = VnetHeader.read(packet)
-    segments = len(packet) // (header.gso_size or 1) + 1 if header.gso_type else 1
-    return len(packet) + segments * _EXTRA
+    """
+    Return how many bytes a packet, virtio_net_hdr first, takes at most once cut and sealed.
+
+    Raises `RemoteError` if it has no such header.
+    """
+    length = len(packet)
+    if length < VNET_HEADER:
+        raise RemoteError(DropReason.MALFORMED_PACKET, f"{length} bytes with their virtio_net_hdr")
+    _, gso_type, _, gso_size, _, _ = read_header(packet)
+    return length + _EXTRA * (1 + length // (gso_size or 1) if gso_type else 1)
 
 
 class Transport(NamedTuple):
@@ -96,27 +102,34 @@ class Transport(NamedTuple):
 
 def transport(packet: memoryview | bytes) -> Transport:
     """Find the TCP or UDP header. Raises `RemoteError` if there is none, as in a fragment."""
-    headers = inspect(memoryview(packet))
-    offset, protocol = headers.header_length, headers.protocol
-    fragment = headers.fragment_offset
-    if headers.version == 4:
-        fragment = _SHORT.unpack_from(packet, 6)[0] & _MORE_FRAGMENTS_OR_OFFSET
-    if protocol in CHECKSUM_OFFSET and not fragment:
-        shortest = offset + (_TCP_HEADER if protocol == TCP else UDP_HEADER)
-        if len(packet) >= shortest:
-            payload = offset + (packet[offset + 12] >> 4) * 4 if protocol == TCP else shortest
-            if shortest <= payload <= len(packet):
-                return Transport(offset, protocol, payload)
+    size = len(packet)
+    if size >= IP_HEADER[4] and packet[0] >> 4 == 4:
+        offset, protocol = (packet[0] & 15) * 4, packet[9]
+        whole = offset >= IP_HEADER[4] and not (packet[6] & _MORE_FRAGMENTS_OR_OFFSET or packet[7])
+    elif size >= IP_HEADER[6] and packet[6] in CHECKSUM_OFFSET and packet[0] >> 4 == 6:
+        offset, protocol, whole = IP_HEADER[6], packet[6], True
+    else:
+        headers = inspect(memoryview(packet))
+        offset, protocol, whole = headers.header_length, headers.protocol, not headers.fragment_offset
+    if whole and protocol == UDP and size >= offset + UDP_HEADER:
+        return Transport(offset, UDP, offset + UDP_HEADER)
+    if whole and protocol == TCP and size >= offset + _TCP_HEADER:
+        payload = offset + (packet[offset + 12] >> 4) * 4
+        if offset + _TCP_HEADER <= payload <= size:
+            return Transport(offset, TCP, payload)
     raise RemoteError(DropReason.MALFORMED_PACKET, "not a whole TCP or UDP packet")
 
 
-def is_partial(header: VnetHeader, packet: memoryview) -> bool:
-    """Whether the checksum is that of TCP or UDP, so that a receiver finds out by itself where it stands."""
+def is_partial(packet: memoryview, start: int, offset: int) -> bool:
+    """
+    Whether the checksum from `start` on is that of TCP or UDP, so that a receiver finds out by itself where
+    it stands.
+    """
     try:
         where = transport(packet)
     except RemoteError:
         return False
-    return (header.csum_start, header.csum_offset) == (where.offset, CHECKSUM_OFFSET[where.protocol])
+    return start == where.offset and offset == CHECKSUM_OFFSET[where.protocol]
 
 
 def completed(packet: memoryview | bytes, start: int, offset: int) -> bytes:

@@ -3,7 +3,8 @@ The anti-replay window of RFC 4303 section 3.4.3, kept as RFC 6479 proposes: a r
 shifted.
 
 A block is one byte of eight sequence numbers. `check` before the packet is authenticated, `commit` after: a
-forged packet must not move the window.
+forged packet must not move the window. As long as packets come in order their numbers are no more than an
+interval, [solid, highest], of which all were seen; it goes into the blocks when a number is skipped.
 """
 
 from rvpn.constants import REPLAY_WINDOW
@@ -18,33 +19,45 @@ class ReplayWindow:
     number committed. Number 0 is never sent (RFC 4303 section 2.2), so it counts as seen.
     """
 
-    __slots__ = ("_blocks", "_count", "_reason", "highest", "size")
+    __slots__ = ("_blocks", "_count", "_reason", "_solid", "highest", "size")
 
     def __init__(self, size: int = REPLAY_WINDOW, reason: DropReason = DropReason.REPLAYED) -> None:
         self.size = size
-        self.highest = 0
+        self.highest = self._solid = 0
         self._reason = reason
         # One block more than the window has, because it seldom ends with the highest number's block.
         self._count = size // 8 + 1
         self._blocks = bytearray(self._count)
-        self._blocks[0] = 1
 
     def check(self, sequence: int) -> None:
         """Raise `RemoteError` if the number was seen or is too old to tell."""
         if sequence > self.highest:
             return
-        seen = self._blocks[(sequence >> 3) % self._count] >> (sequence & 7) & 1
+        seen = sequence >= self._solid or self._blocks[(sequence >> 3) % self._count] >> (sequence & 7) & 1
         if seen or sequence <= self.highest - self.size:
             raise RemoteError(self._reason, f"sequence {sequence} after {self.highest}")
 
     def commit(self, sequence: int) -> None:
         """Mark a number that `check` let pass as seen, and move the window up to it if it is the highest."""
-        block, highest = sequence >> 3, self.highest
-        if sequence > highest:
+        if sequence == self.highest + 1:
             self.highest = sequence
-            if block > highest >> 3:
-                self._clear(highest >> 3, block)
-        self._blocks[block % self._count] |= 1 << (sequence & 7)
+        elif sequence > self.highest:
+            self._keep()
+            self._clear(self.highest >> 3, sequence >> 3)
+            self.highest = self._solid = sequence
+        else:
+            self._blocks[(sequence >> 3) % self._count] |= 1 << (sequence & 7)
+
+    def _keep(self) -> None:
+        """Mark [solid, highest] in the blocks, which are cleared as the window moves over them."""
+        first = max(self._solid, self.highest - self.size + 1)
+        block, last = first >> 3, self.highest >> 3
+        self._clear(self._solid >> 3, last)
+        self._blocks[block % self._count] |= 0xFF << (first & 7) & 0xFF
+        for passed in range(block + 1, last + 1):
+            self._blocks[passed % self._count] = 0xFF
+        # What lies above the highest number in its block was not seen.
+        self._blocks[last % self._count] &= 0xFF >> (7 - (self.highest & 7))
 
     def _clear(self, newest: int, block: int) -> None:
         # What lies a whole ring ahead has left nothing behind: each block is cleared once at most.

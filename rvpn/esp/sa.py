@@ -104,10 +104,12 @@ class InboundSA(_SA):
 
         That is whatever the peer wrote. Raises `RemoteError` with REPLAYED, BAD_ICV or MALFORMED_ESP.
         """
-        self.window.check(sequence)
+        window = self.window
+        if sequence <= window.highest:
+            window.check(sequence)
         try:
             plaintext = self._decrypt(self._salt + iv, sealed, additional)
         except InvalidTag:
             raise RemoteError(DropReason.BAD_ICV, f"SPI {self.spi:#010x}, sequence {sequence}") from None
-        self.window.commit(sequence)
+        window.commit(sequence)
         return plaintext, length_of(plaintext)

@@ -1,0 +1,212 @@
+"""
+The way out: inner packets from the TUN device become runs of ESP in a datagram batch.
+
+    1. the packet's addresses -> the session for it (`Router.route`); none -> it waits, or is answered
+    2. too long for the session's path -> answered with ICMP, or left to the kernel to fragment
+    3. what the host's kernel left undone is done (rvpn.offload): a super-packet is cut, a checksum completed,
+       unless the peer takes partial ones
+    4. packets of one length that follow one another are gathered, with their ESP trailers
+    5. and sealed together under the session's newest confirmed SA (rvpn.esp.sa), as a run for one sendmsg
+
+Batches belong to the caller. A packet that goes no further is counted under its `DropReason`.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader
+from rvpn.errors import DropReason, RemoteError, SAExhausted
+from rvpn.esp.codec import OVERHEAD, TRAILERS, Slots, slot
+from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Run, Send
+from rvpn.offload import NEEDS_CSUM, Segmentation, VnetHeader, completed, is_partial, read_header, room_for
+from rvpn.packet import addresses, inspect
+from rvpn.sessions import SAPair, Session
+
+
+class Router(Protocol):
+    """What a node decides about packets on their way out."""
+
+    def route(self, source: bytes, destination: bytes) -> Session | None:
+        """
+        Return the session for packets from `source` to `destination`, None if there is none yet.
+
+        Raises `RemoteError` if they do not go through the tunnel.
+        """
+
+    def without_session(
+        self, packet: memoryview, source: bytes, destination: bytes, now: float
+    ) -> Sequence[Action]:
+        """Take a packet, virtio_net_hdr first, for which there is no session."""
+
+    def payload_sent(self, session: Session, now: float) -> Sequence[Action]:
+        """Hear that a session which awaits payload gets some (R9)."""
+
+    def too_big(self, packet: memoryview, mtu: int, destination: bytes) -> list[Action]:
+        """Drop a packet that must not be fragmented and is longer than `mtu`."""
+
+    def fail(self, session: Session, reason: str, now: float) -> list[Action]:
+        """End a session that is of no more use."""
+
+
+class Sealer:
+    """See the module."""
+
+    def __init__(self, router: Router, drops: Counter[DropReason]) -> None:
+        self._router = router
+        self._drops = drops
+        self._slots = Slots()
+        self._datagrams = DatagramBatch(0)
+        self._gathered: list[bytes] = []
+        self._for: tuple[Session, SAPair] | None = None
+        self._size = self._octets = 0
+
+    def seal(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> list[Action]:
+        """See `rvpn.interfaces.Node.outbound`."""
+        datagrams.clear()
+        self._datagrams = datagrams
+        actions: list[Action] = []
+        begun, room = packets.taken, len(datagrams.buffer)
+        for start, end in packets.spans[begun:]:
+            packet = packets.view[start:end]
+            try:
+                room -= room_for(packet)
+                if room < 0:
+                    if packets.taken > begun:
+                        break
+                    raise RemoteError(DropReason.MALFORMED_PACKET, f"{-room} bytes of segments too many")
+                actions += self._take(packet, now)
+            except RemoteError as error:
+                self._drops[error.reason] += 1
+            packets.taken += 1
+        actions += self._flush(now)
+        return actions
+
+    def seal_waiting(self, session: Session, packets: Collection[bytes], now: float) -> list[Action]:
+        """Seal packets that waited for `session`, each by itself; what cannot go out is dropped."""
+        actions: list[Action] = []
+        apart = Sealer(self._router, self._drops)
+        datagrams = apart._datagrams = DatagramBatch(BATCH_CAPACITY if packets else 0)
+        for packet in packets:
+            datagrams.clear()
+            view = memoryview(packet)
+            try:
+                next_header, _, _ = addresses(view[VNET_HEADER:])
+                actions += apart._add(session, view, next_header, now)
+            except RemoteError as error:
+                self._drops[error.reason] += 1
+            actions += apart._flush(now)
+            actions += [Send(bytes(datagram), path) for path, datagram in datagrams.datagrams()]
+        return actions
+
+    def _take(self, packet: memoryview, now: float) -> Sequence[Action]:
+        next_header, source, destination = addresses(packet[VNET_HEADER:])
+        session = self._router.route(source, destination)
+        if session is None:
+            return self._router.without_session(packet, source, destination, now)
+        actions = self._add(session, packet, next_header, now)
+        if session.awaits_payload:
+            return [*actions, *self._router.payload_sent(session, now)]
+        return actions
+
+    def _add(self, session: Session, packet: memoryview, next_header: int, now: float) -> Sequence[Action]:
+        """Gather a packet, virtio_net_hdr first, for `session`."""
+        pair = session.sending
+        if pair is None:
+            raise RemoteError(DropReason.NO_SESSION)
+        flags, gso_type, _, _, start, offset = read_header(packet)
+        inner = packet[VNET_HEADER:]
+        if gso_type:
+            return self._add_segments(session, pair, packet, next_header, now)
+        length = len(inner)
+        if length > session.inner_mtu and (answer := self._too_long(session, inner)):
+            return answer
+        plaintext: bytes | memoryview = inner
+        if flags & NEEDS_CSUM:
+            if pair.partial_checksums and is_partial(inner, start, offset):
+                next_header = NextHeader.PARTIAL
+            else:
+                plaintext = completed(inner, start, offset)
+        trailed = b"".join((plaintext, TRAILERS[next_header][length & 3]))
+        actions: Sequence[Action] = ()
+        if len(trailed) != self._size or self._for != (session, pair):
+            actions = self._flush(now)
+            self._for, self._size = (session, pair), len(trailed)
+        self._gathered.append(trailed)
+        self._octets += length
+        return actions
+
+    def _add_segments(
+        self, session: Session, pair: SAPair, packet: memoryview, next_header: int, now: float
+    ) -> Sequence[Action]:
+        inner = packet[VNET_HEADER:]
+        cut = Segmentation(VnetHeader.read(packet), inner)
+        if cut.longest > session.inner_mtu and (answer := self._too_long(session, inner)):
+            return answer
+        if cut.partial and pair.partial_checksums:
+            next_header = NextHeader.PARTIAL
+        actions = self._flush(now)
+        complete = not pair.partial_checksums
+        self._for, self._gathered = (session, pair), cut.segments(TRAILERS[next_header], complete=complete)
+        self._octets = cut.octets
+        return [*actions, *self._flush(now)]
+
+    def _too_long(self, session: Session, packet: memoryview) -> list[Action]:
+        """
+        Answer a packet that is, or would be cut, longer than the path carries (RFC 1191, RFC 8201).
+
+        Returns nothing if it may be fragmented, which is for the kernel to do with its datagrams.
+        """
+        headers = inspect(packet)
+        if not headers.dont_fragment:
+            return []
+        return self._router.too_big(packet, session.inner_mtu, headers.destination)
+
+    def _flush(self, now: float) -> Sequence[Action]:
+        """Seal what is gathered."""
+        plaintexts, chosen = self._gathered, self._for
+        if not plaintexts or chosen is None:
+            return ()
+        octets, (session, pair) = self._octets, chosen
+        self._gathered, self._for, self._size, self._octets = [], None, 0, 0
+        if session.sending is not pair:
+            self._drops[DropReason.NO_SESSION] += len(plaintexts)
+            return ()
+        position, count = 0, len(plaintexts)
+        try:
+            while position < count:
+                position += self._seal_run(session, pair, plaintexts[position:] if position else plaintexts)
+        except SAExhausted as error:
+            return self._router.fail(session, str(error), now)
+        session.packets_out += count
+        session.bytes_out += octets
+        return ()
+
+    def _seal_run(self, session: Session, pair: SAPair, plaintexts: list[bytes]) -> int:
+        """Seal as many as continue the last run, or else fit into a new one; return how many that are."""
+        datagrams, path = self._datagrams, session.path
+        size, runs = len(plaintexts[0]) + OVERHEAD, datagrams.runs
+        run = runs[-1] if runs else None
+        if run is None or run.path is not path or not (room := _room(run, size, len(plaintexts))):
+            run = Run(path, datagrams.length, datagrams.length, size)
+            room = max(1, _room(run, size, 1))
+        chosen = plaintexts if len(plaintexts) <= room else plaintexts[:room]
+        before = (run.end - run.start) // run.size
+        slots = self._slots.of(datagrams.view, run.start, run.size, before + len(chosen))[before:]
+        last = len(chosen[-1]) + OVERHEAD
+        end = run.end + (len(chosen) - 1) * run.size + last
+        if last != run.size:
+            slots[len(chosen) - 1] = slot(datagrams.view, end - last, end)
+        pair.outbound.seal_run(chosen, datagrams.buffer, slots)
+        if run.end == run.start:
+            runs.append(run)
+        run.end = datagrams.length = end
+        return len(chosen)
+
+
+def _room(run: Run, size: int, count: int) -> int:
+    """Return how many datagrams of `size` bytes still fit into `run`, if `count` are to, all equal or one."""
+    used = run.end - run.start
+    if used % run.size or size > run.size or (size < run.size and count > 1):
+        return 0
+    return min(RUN_DATAGRAMS - used // run.size, (RUN_BYTES - used) // run.size)
