@@ -19,6 +19,14 @@ from twisted.trial.unittest import TestCase
 
 from rvpn.lab.namespaces import inside, new_network
 
+#: Takes the checksum offload for sending from an interface (ETHTOOL_STXCSUM, <linux/ethtool.h>).
+NO_CHECKSUM_OFFLOAD = """
+import array, fcntl, socket, struct, sys
+value = array.array("I", [0x17, 0])
+request = struct.pack("16sP16x", sys.argv[1].encode(), value.buffer_info()[0])
+fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8946, request)
+"""
+
 
 class Namespace:
     """A network namespace with its loopback up, for as long as `case` runs."""

@@ -23,7 +23,7 @@ from rvpn.lab.pcap import frames
 from rvpn.lab.topology import LAN
 from rvpn.net.offloads import IN_USE, OFF
 from tests.integration.lab_case import LabTestCase
-from tests.integration.namespaces import wrong_checksums
+from tests.integration.namespaces import NO_CHECKSUM_OFFLOAD, wrong_checksums
 
 ETHERNET = 14
 TCP, UDP = 6, 17
@@ -33,13 +33,6 @@ TARGETS = "10.0.0.1", "fd00:10::1"
 #: Bytes of a TCP stream, each way.
 SIZE = 1 << 20
 
-#: Takes the checksum offload for sending from an interface (ETHTOOL_STXCSUM, <linux/ethtool.h>).
-NO_CHECKSUM_OFFLOAD = """
-import array, fcntl, socket, struct, sys
-value = array.array("I", [0x17, 0])
-request = struct.pack("16sP16x", sys.argv[1].encode(), value.buffer_info()[0])
-fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8946, request)
-"""
 #: Sends datagrams of several sizes in bursts of one call (UDP_SEGMENT); ends well if all are echoed.
 DATAGRAMS = """
 import socket, sys
