@@ -4,7 +4,8 @@
 # make docs    the documentation, in docs/_build/html
 # make bench   the benchmarks, and the tunnel beside none; make bench PEERS=openvpn,wireguard-go beside those too,
 #              which it installs if they are missing (apt-get)
-# make faults  what failover costs: TRIALS (20) of each fault, and heartbeats counted for a minute in each mode (20 minutes)
+# make faults  what failover costs: TRIALS (20) of each fault, heartbeats counted for a minute in each mode, and for
+#              a minute at saturation, where no gateway may be left (20 minutes)
 #
 # Everything runs in .venv, which the first target makes and a change of setup.cfg renews.
 # Another interpreter: make PYTHON=python3.12 test. A part of the tests: make TESTS=tests.unit test.
@@ -50,6 +51,7 @@ bench: $(INSTALLED)
 faults: $(INSTALLED)
 	@$(BIN)/rvpn lab failover --fault all --trials $(TRIALS)
 	@$(BIN)/rvpn lab heartbeats --seconds 60
+	@$(BIN)/rvpn lab bench --saturate 60
 
 clean:
 	rm -rf rvpn-demo.html $(VENV) build dist docs/_build _trial_temp* .mypy_cache .ruff_cache .hypothesis .coverage* *.egg-info

@@ -6,6 +6,7 @@ from rvpn.constants import Role
 from rvpn.lab import faults, services
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.lab import Lab
+from rvpn.lab.saturation import saturate
 from tests.integration.lab_case import LabTestCase
 
 MEBIBYTE = 1 << 20
@@ -64,3 +65,15 @@ class TunnelTests(LabTestCase):
         result = lab.traffic("client", "ping", TARGET, "--count", 6000, "--interval", 0.005, timeout=60)
         self.assertEqual((result["sent"], result["lost"]), (6000, 0))
         self.assertGreaterEqual(services.ask_status(lab, "client")["exchanges"]["established"], 30)
+
+    def test_saturation(self) -> None:
+        """
+        With all busy, and 50 ms for each answer, no gateway is left and keys are renewed in time.
+
+        Where other programs take the processors away for longer than that, a second and a third try count.
+        """
+        for _ in range(3):
+            found = saturate(4.0)
+            if found.passed:
+                return
+        self.fail(str(found.figures()))
