@@ -45,6 +45,8 @@ _GSO_TYPE = {(4, TCP): GSO_TCPV4, (6, TCP): GSO_TCPV6, (4, UDP): GSO_UDP, (6, UD
 _DONT_FRAGMENT = 0x40  # in the seventh byte
 #: Shorter than any packet: nothing continues what was written.
 _NOTHING = -1
+#: No IP packet begins so: what is to follow is not foretold yet.
+_UNKNOWN = b"\0"
 
 
 class Coalescer:
@@ -58,10 +60,10 @@ class Coalescer:
     def __init__(self, protocols: Collection[int]) -> None:
         self._protocols = protocols
         self._packets = PacketBatch(0)
-        self._parts: list[memoryview] = []
+        self._parts: list[bytes] = []
         self._where = Transport(0, 0, 0)
-        self._length = self._flags = 0
-        self._whole, self._expected = _NOTHING, b""
+        self._flags = self._payload = self._size = self._most = 0
+        self._whole, self._expected = _NOTHING, _UNKNOWN
 
     def begin(self, packets: PacketBatch) -> None:
         """Add to `packets` from now on."""
@@ -69,34 +71,30 @@ class Coalescer:
 
     def take(self, packet: bytes, length: int) -> bool:
         """Return whether `packet` continues what grows, which then is kept."""
+        if length == self._whole and packet.startswith(self._expected):
+            parts = self._parts
+            parts.append(packet[self._payload : length])
+            if len(parts) < self._most:
+                self._expected = self._header_at(len(parts))
+            else:
+                self._whole = _NOTHING
+            return True
         if length > self._whole:
             return False
-        parts, payload = self._parts, self._where.payload
-        if not self._expected:
+        if self._expected is _UNKNOWN:
             self._foretell(packet)
-        if length < self._whole or not packet.startswith(self._expected):
-            return self._take_last(packet, length)
-        parts.append(memoryview(packet)[payload:length])
-        self._length += length - payload
-        if self._length > self._longest or len(parts) == self._most:
-            self._whole = _NOTHING
-        else:
-            self._expected = self._header_at(len(parts))
-        return True
+            return self.take(packet, length)
+        return self._take_last(packet, length)
 
     def _foretell(self, second: bytes) -> None:
         """Find out what the packets after the first are to look like; `second` may tell what is constant."""
         where = self._where
-        first = bytes(self._parts[0][: where.payload])
+        first = self._parts[0][: where.payload]
         self._header_at = successors(first, where, self._size)
         # An identification that stays the same, as of a UDP socket that is not connected, means nothing in a
         # packet that is never fragmented (RFC 6864 section 4.1).
-        if (
-            where.protocol == UDP
-            and first[0] >> 4 == 4
-            and first[6] & _DONT_FRAGMENT
-            and second.startswith(first)
-        ):
+        atomic = where.protocol == UDP and first[0] >> 4 == 4 and first[6] & _DONT_FRAGMENT
+        if atomic and second.startswith(first):
             self._header_at = lambda _: first
         self._expected = self._header_at(1)
 
@@ -112,8 +110,7 @@ class Coalescer:
             return False
         if not packet.startswith(resized(expected, where, length, flags)):
             return False
-        self._parts.append(memoryview(packet)[where.payload : length])
-        self._length += length - where.payload
+        self._parts.append(packet[where.payload : length])
         self._whole, self._flags = _NOTHING, flags
         return True
 
@@ -123,38 +120,43 @@ class Coalescer:
 
         Raises `RemoteError` if it is not of TCP or UDP.
         """
-        view = memoryview(packet)[:length]
-        where = transport(view)
+        packet = packet[:length]
+        where = transport(packet)
         self.flush()
-        self._where, self._length, self._parts = where, length, [view]
+        self._where, self._payload, self._parts = where, where.payload, [packet]
         self._flags = packet[where.offset + FLAGS] if where.protocol == TCP else 0
-        self._size = length - where.payload
-        if where.protocol in self._protocols and self._size and not self._flags & (_LAST | _ALONE):
-            self._whole, self._expected = length, b""
-            self._longest = LONGEST - self._size
-            self._most = MOST_DATAGRAMS if where.protocol == UDP else LONGEST
+        size = self._size = length - where.payload
+        if size and where.protocol in self._protocols and not self._flags & (_LAST | _ALONE):
+            self._whole, self._expected = length, _UNKNOWN
+            longest = (LONGEST - where.payload) // size
+            self._most = min(MOST_DATAGRAMS, longest) if where.protocol == UDP else longest
+            if self._most < 2:
+                self._whole = _NOTHING
 
     def put(self, packet: bytes, length: int) -> None:
         """Add a packet that is complete."""
         self.flush()
-        self._write(COMPLETE, (memoryview(packet)[:length],))
+        self._write(COMPLETE, [packet[:length]])
 
     def flush(self) -> None:
         """Write what grew to the batch: nothing continues it any more."""
-        if not self._parts:
+        parts = self._parts
+        if not parts:
             return
-        where, parts, first = self._where, self._parts, self._parts[0]
-        kind, size = GSO_NONE, 0
+        where, first, kind, size = self._where, parts[0], GSO_NONE, 0
         if len(parts) > 1:
             kind, size = _GSO_TYPE[first[0] >> 4, where.protocol], self._size
-            headers = bytes(first[: where.payload])
-            headers = resized(headers, where, self._length, self._flags)
-            parts = [memoryview(headers), first[where.payload :], *parts[1:]]
+            length = len(first) + (len(parts) - 2) * size + len(parts[-1])
+            parts = [
+                resized(first[: where.payload], where, length, self._flags),
+                first[where.payload :],
+                *parts[1:],
+            ]
         field = where.offset, CHECKSUM_OFFSET[where.protocol]
         self._write(write_header(NEEDS_CSUM, kind, where.payload, size, *field), parts)
         self._parts, self._whole = [], _NOTHING
 
-    def _write(self, header: bytes, parts: Collection[bytes | memoryview]) -> None:
+    def _write(self, header: bytes, parts: Collection[bytes]) -> None:
         packets = self._packets
         written = b"".join((header, *parts))
         start = packets.length

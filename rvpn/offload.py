@@ -257,31 +257,36 @@ def successors(header: bytes, where: Transport, size: int) -> Callable[[int], by
 
 def _ipv4_successors(header: bytes, where: Transport, size: int) -> Callable[[int], bytes]:
     first, identification, middle = header[:4], int.from_bytes(header[4:6]), header[6:10]
-    # RFC 1624: the sum of the header grows by one as the identification does, and shrinks by 0xffff, which is
-    # nothing, where that starts again from 0.
-    total, wrap = _MODULUS - int.from_bytes(header[10:12]), _MODULUS - identification
+    # RFC 1624: the sum of the header grows by one as the identification does, so that its complement shrinks.
+    check = int.from_bytes(header[10:12])
     sequence_at = where.offset + 4 if where.protocol == TCP else 0
     pack = _struct(4, sequence_at, len(header)).pack
+
+    def changing(k: int) -> tuple[int, int]:
+        """Return both where one of them wraps; as 0xffff and 0 are the same sum, wrapping takes one more."""
+        total = _MODULUS - check + k - (identification + k > _MODULUS)
+        return identification + k & 0xFFFF, _MODULUS - (total % _MODULUS or _MODULUS)
+
     if where.protocol == UDP:
         rest = header[12:]
-        return lambda k: pack(
-            first,
-            identification + k & 0xFFFF,
-            middle,
-            _MODULUS - ((total + k - (k > wrap)) % _MODULUS or _MODULUS),
-            rest,
-        )
+
+        def udp(k: int) -> bytes:
+            now, then = identification + k, check - k
+            if now > 0xFFFF or then < 0:
+                now, then = changing(k)
+            return pack(first, now, middle, then, rest)
+
+        return udp
     before, after = header[12:sequence_at], header[sequence_at + 4 :]
     sequence = int.from_bytes(header[sequence_at : sequence_at + 4])
-    return lambda k: pack(
-        first,
-        identification + k & 0xFFFF,
-        middle,
-        _MODULUS - ((total + k - (k > wrap)) % _MODULUS or _MODULUS),
-        before,
-        sequence + k * size & 0xFFFFFFFF,
-        after,
-    )
+
+    def tcp(k: int) -> bytes:
+        now, then = identification + k, check - k
+        if now > 0xFFFF or then < 0:
+            now, then = changing(k)
+        return pack(first, now, middle, then, before, sequence + k * size & 0xFFFFFFFF, after)
+
+    return tcp
 
 
 @lru_cache(maxsize=256)
