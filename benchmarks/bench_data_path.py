@@ -22,6 +22,7 @@ from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.sa import InboundSA, OutboundSA
 from rvpn.esp.transforms import KEY_SIZE, SALT_SIZE
 from rvpn.interfaces import (
+    Authentication,
     DatagramBatch,
     Endpoint,
     IPAddress,
@@ -30,7 +31,7 @@ from rvpn.interfaces import (
     Path,
     PeerIdentity,
 )
-from rvpn.node import Credentials
+from rvpn.keyexchange.credentials import Credentials
 from rvpn.offload import CHECKSUM_OFFSET, GSO_TCPV4, NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, transport
 from rvpn.packet import checksum
 from rvpn.policy.model import Cluster, Policy, Tunnel
@@ -72,6 +73,7 @@ class Context:
         self.own_parameters = Parameters(0x1000, transforms, (HERE,), 7200.0, partial_checksums=True)
         self.peer_parameters = Parameters(0x2000, transforms, (HERE,), 7200.0, partial_checksums=True)
         self.peer = PeerIdentity(Mechanism.NOISE, "")
+        self.authentication = Authentication(Mechanism.NOISE, "", "")
 
     def step(self, token: bytes | None) -> bytes | None:
         """Never asked for."""
