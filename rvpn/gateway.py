@@ -37,6 +37,7 @@ from rvpn.interfaces import (
     IPAddress,
     Parameters,
     Path,
+    PeerIdentity,
     RandomSource,
     SecurityContext,
     Send,
@@ -229,7 +230,7 @@ class Gateway(TunnelEnd):
             refusal = "no transform in common"
         elif not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
             refusal = "it is granted other inner addresses"
-        elif self._taken(client, offer.inner_addresses):
+        elif self._taken(client.identity, offer.inner_addresses):
             refusal = "another client has one of these inner addresses"
         elif offer.literal_heartbeats != self._policy.literal_heartbeats:
             refusal = "HeartbeatAuthentication differs"
@@ -245,12 +246,12 @@ class Gateway(TunnelEnd):
             **self._about_us(spi),
         )
 
-    def _taken(self, client: Client, inner_addresses: Iterable[IPAddress]) -> bool:
+    def _taken(self, identity: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> bool:
         """Tell whether an address is granted to, or in use by, another client (DESIGN 4)."""
         live = (self.cache.by_inner.get(address.packed) for address in inner_addresses)
-        if any(session is not None and session.peer != client.identity for session in live):
+        if any(session is not None and session.peer != identity for session in live):
             return True
-        return not self._clients.grants(client.identity, inner_addresses)
+        return not self._clients.grants(identity, inner_addresses)
 
     def _about_us(self, spi: int) -> dict[str, Any]:
         """Return what this gateway tells of itself in every exchange."""
@@ -327,8 +328,15 @@ class Gateway(TunnelEnd):
         return actions
 
     def confirmed(self, pair: SAPair, now: float) -> list[Action]:
-        """See `rvpn.ipfilter.Gatekeeper`. Tells of a client that is suddenly elsewhere: it may be two."""
+        """
+        See `rvpn.ipfilter.Gatekeeper`. Tells of a client that is suddenly elsewhere: it may be two.
+
+        Raises `RemoteError` if meanwhile somebody else has one of its inner addresses.
+        """
         assert pair.session is not None
+        if self._taken(pair.session.peer, pair.session.inner_addresses):
+            self._close_at(pair, now)
+            raise RemoteError(DropReason.WRONG_SOURCE, "another client was faster with this inner address")
         session = self.cache.get(pair.session.peer)
         old = session.path.remote if session is not None else None
         actions = super().confirmed(pair, now)

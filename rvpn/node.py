@@ -256,7 +256,7 @@ class TunnelEnd(ABC):
         if left <= 0:
             return self.fail(session, "its certificate has expired", now)
         then = now + min(left, CERTIFICATE_WATCH_INTERVAL)
-        self.agenda.at(then, lambda later: self._watch_certificate(pair, later))
+        pair.expiry = self.agenda.at(then, lambda later: self._watch_certificate(pair, later))
         return []
 
     def fail(self, session: Session, reason: str, now: float) -> list[Action]:

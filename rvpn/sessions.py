@@ -45,8 +45,8 @@ class SAPair:
     `initiator` tells which end of the exchange this node was, `path` where the peer was during it.
     `confirmed` is set once a packet opened under it proves that the peer has the keys. `closing` is the one
     appointment at which it closes, however often that is arranged anew; at `renewal` a client looks at its
-    age. `authentication` is how the peer proved who it is. With `partial_checksums` both ends take packets
-    whose TCP or UDP checksum is partial.
+    age, at `expiry` either end whether the peer's certificate has expired. `authentication` is how the peer
+    proved who it is. With `partial_checksums` both ends take packets whose TCP or UDP checksum is partial.
     """
 
     __slots__ = (
@@ -54,6 +54,7 @@ class SAPair:
         "closing",
         "confirmed",
         "control",
+        "expiry",
         "inbound",
         "initiator",
         "lifetime",
@@ -99,6 +100,7 @@ class SAPair:
         self.session: Session | None = None
         self.closing: Appointment | None = None
         self.renewal: Appointment | None = None
+        self.expiry: Appointment | None = None
 
 
 class Session:
@@ -247,7 +249,7 @@ class SessionCache:
     def remove_pair(self, pair: SAPair) -> None:
         """Close `pair`: nothing opens under it any more."""
         self.by_spi.pop(pair.inbound.spi, None)
-        for appointment in (pair.closing, pair.renewal):
+        for appointment in (pair.closing, pair.renewal, pair.expiry):
             if appointment is not None:
                 appointment.cancel()
         session = pair.session

@@ -5,14 +5,15 @@ One exchange at the end that begins it (DESIGN 4).
 
 A cookie demand begins another attempt, with a new context bound to that cookie. The earlier attempts go on
 listening: a message belongs to the attempt whose cookie its MAC proves, so that neither a forged demand nor
-a late answer spoils anything. Only the newest attempt repeats its tokens.
+a late answer spoils anything. Only the newest attempt repeats its tokens; if a token ends its context the
+exchange has failed.
 """
 
 import math
 from collections.abc import Callable
 
 from rvpn.constants import EXCHANGE_TIME, Mechanism
-from rvpn.errors import DropReason, RemoteError
+from rvpn.errors import ContextFailed, DropReason, RemoteError
 from rvpn.interfaces import SecurityContext
 from rvpn.keyexchange.tokens import CookieDemand, Message, Rejection, cookie_of
 from rvpn.keyexchange.transport import Transport
@@ -107,8 +108,12 @@ class InitiatorExchange:
         attempt = next(attempt for attempt in self._attempts if attempt.cookie == cookie)
         try:
             datagrams = attempt.receive(message, now)
-        except RemoteError as error:
-            self._hint = f"; an answer did not authenticate{error.detail and ': ' + error.detail}"
+        except ContextFailed as error:
+            if attempt is self._attempts[-1] and not self._over:
+                self.failed = f"an answer did not authenticate: {error.detail}"
+            raise
+        except RemoteError:
+            self._hint = "; an answer did not authenticate"
             raise
         if attempt.complete and not self._over:
             self._established = attempt.context

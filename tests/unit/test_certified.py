@@ -78,6 +78,18 @@ class CertifiedTests(SynchronousTestCase):
         network.run(0.1)
         self.assertEqual(network.gateways[1].delivered, [PACKET])
 
+    def test_bad_gateway(self) -> None:
+        """A gateway with a bad certificate costs no ExchangeTime: the client goes on to the next one."""
+        ends = [
+            gateway_side(CA.gateway("gw9", "198.51.100.29")),
+            gateway_side(CA.gateway("gw2", "198.51.100.22")),
+        ]
+        network = CertifiedNetwork(gateways=2, gateway_ends=ends, randomize_clusters=False)
+        network.send(network.client, PACKET)
+        network.run(0.3)
+        self.assertEqual(network.gateways[1].delivered, [PACKET])
+        self.told(network.client, "no key from gateway 198.51.100.21: an answer did not authenticate: cert")
+
     def test_new_keys(self) -> None:
         """New keys of the same client go to the same session."""
         network = self.begin(key_lifetime=10.0)
@@ -179,6 +191,13 @@ class CertifiedTests(SynchronousTestCase):
             self.assertEqual(len(refuser.node.cache), 0)
             self.told(refuser, "ended: its certificate has expired")
 
+    def test_new_keys_until_expiry(self) -> None:
+        """Nothing piles up where keys are renewed often, and the newest certificate counts."""
+        network = self.begin(key_lifetime=1.0)
+        appointments = len(network.gateways[0].node.agenda)
+        network.run(100)
+        self.assertLess(len(network.gateways[0].node.agenda), appointments + 40)
+
     def test_clock_set_back(self) -> None:
         """A clock that was set back meanwhile gives the certificate its time."""
         network = self.begin(client_ends=[client_side(CA.client(end=CertifiedNetwork().clock() + 7200))])
@@ -201,6 +220,22 @@ class CertifiedTests(SynchronousTestCase):
         self.told(
             network.gateways[0], "refused bob (Test CA): another client has one of these inner addresses"
         )
+
+    def test_address_asked_for_twice(self) -> None:
+        """Where two ask for one address at the same time, who proves to have keys first has it."""
+        ends = [client_side(CA.client(name, "10.99.0.1")) for name in ("alice", "bob")]
+        network = CertifiedNetwork(clients=2, client_ends=ends)
+        for host in network.clients:
+            host.node._inner_addresses = (INNER,)
+            host.node._packed_addresses = frozenset((INNER.packed,))
+            network.send(host, PACKET)
+        network.run(0.00275)
+        gateway = network.gateways[0]
+        self.assertEqual(len(gateway.node._unconfirmed), 2, "both are accepted, neither has proved anything")
+        network.run(4)
+        self.assertEqual([session.peer for session in gateway.node.cache], [who("alice")])
+        self.assertEqual(gateway.delivered, [PACKET])
+        self.assertEqual(gateway.node._unconfirmed, {})
 
     def test_one_identity_twice(self) -> None:
         """Of two machines with one certificate the newest wins, and the gateway says that there are two."""

@@ -1,7 +1,10 @@
 """`rvpn.keyexchange.tls`: two contexts joined in memory, without and with the transport around them."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from ipaddress import ip_address, ip_network
+from pathlib import Path as File
 from random import Random
 from typing import Any
 
@@ -297,6 +300,25 @@ def exchange(side: CertificateAuthenticator = CLIENT_SIDE, seed: int = 1, lifeti
     )
 
 
+class GroupTests(SynchronousTestCase):
+    """Key agreement with an OpenSSL that is older, or told so."""
+
+    def test_x25519(self) -> None:
+        """Without ML-KEM the ends agree on X25519, and know it."""
+        configuration = File(self.mktemp()).absolute()
+        configuration.write_text(
+            "openssl_conf = all\n[all]\nssl_conf = tls\n"
+            "[tls]\nsystem_default = groups\n[groups]\nGroups = X25519\n"
+        )
+        program = (
+            "from tests.unit.test_keyexchange_tls import *\n"
+            "one = initiator(); shake(one, acceptor()); print(one.authentication.group)"
+        )
+        environment = os.environ | {"OPENSSL_CONF": str(configuration), "PYTHONPATH": ":".join(sys.path)}
+        told = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
+        self.assertEqual(told, "X25519\n")
+
+
 class TransportTests(SynchronousTestCase):
     """Tokens of `tls` in the datagrams of the key exchange."""
 
@@ -333,7 +355,7 @@ class TransportTests(SynchronousTestCase):
         )
 
     def test_refuses(self) -> None:
-        """An initiator that refuses a gateway says in its log why."""
+        """An initiator that refuses a gateway says in its log why, and gives up at once."""
         network = exchange(authenticator(Role.CLIENT, CA.client(), Authority("Other CA").accepted()))
         network.run(9.0)
         assert network.exchange.failed is not None
@@ -341,6 +363,4 @@ class TransportTests(SynchronousTestCase):
             "certificate 'gw1': found that it is issued by 'Test CA', expected one by an authority",
             network.exchange.failed,
         )
-
-
-Wrong = Callable[[], CertificateAuthenticator]
+        self.assertAlmostEqual(network.now, 0.04, places=3)
