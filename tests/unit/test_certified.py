@@ -80,10 +80,8 @@ class CertifiedTests(SynchronousTestCase):
 
     def test_bad_gateway(self) -> None:
         """A gateway with a bad certificate costs no ExchangeTime: the client goes on to the next one."""
-        ends = [
-            gateway_side(CA.gateway("gw9", "198.51.100.29")),
-            gateway_side(CA.gateway("gw2", "198.51.100.22")),
-        ]
+        names = ("gw9", "198.51.100.29"), ("gw2", "198.51.100.22")
+        ends = [gateway_side(CA.gateway(*each)) for each in names]
         network = CertifiedNetwork(gateways=2, gateway_ends=ends, randomize_clusters=False)
         network.send(network.client, PACKET)
         network.run(0.3)
