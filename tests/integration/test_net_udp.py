@@ -389,6 +389,20 @@ class FullTests(UDPTestCase):
                 return
             del self.batches[0]
 
+    async def test_control_overtakes(self) -> None:
+        """Heartbeats are sent before what waits in the card's queue, if that knows priorities."""
+        self.narrow(queue=1 << 24)
+        with self.here.kernel() as kernel:
+            (index,) = kernel.link_lookup(ifname="outside")
+            kernel.tc("add", "pfifo_fast", index=index, handle=0x20000, parent=0x10001)
+        ports = self.ports()
+        self.go_on(ports)
+        sent = (len(self.datagrams) // 50 - len(self.batches)) * 50
+        ports.sendDatagram(b"heartbeat", self.path)
+        await self.until(lambda: not self.batches)
+        place = [self.receiver.recv(2000) for _ in self.datagrams].index(b"heartbeat")
+        self.assertLess(place, sent / 2)
+
     async def all_arrive(self, ports: UDPPorts) -> None:
         self.go_on(ports)
         self.assertNotEqual(self.batches, [], "the link is not narrow")
