@@ -97,12 +97,13 @@ class TunnelProtocol(AbstractDatagramProtocol):
         """Send inner packets through the tunnel, and return what else the node makes of them."""
         sealed = self._sealed
         actions: list[Action] = []
-        while packets.taken < len(packets.spans) and not sealed.runs:
+        while packets.taken < len(packets.spans):
             actions += self._shell.node.outbound(packets, sealed, now)
             self._transmit()
-        if sealed.runs and self._held is None:
-            self._held = packets
-            self._shell.hold()
+            if sealed.runs:
+                self._held = packets
+                self._shell.hold()
+                break
         return actions
 
     def _transmit(self) -> None:
@@ -111,13 +112,14 @@ class TunnelProtocol(AbstractDatagramProtocol):
     def sendingResumed(self) -> None:
         """Go on with what is sealed, then with what is not, then with the TUN device."""
         self._transmit()
-        held = self._held
-        if held is None or self._sealed.runs:
+        if self._sealed.runs or (held := self._held) is None:
             return
-        self._shell.perform(lambda now: self.seal(held, now))
-        if not self._sealed.runs:
-            self._held = None
-            self._shell.release()
+        self._held = None
+        try:
+            self._shell.perform(lambda now: self.seal(held, now))
+        finally:  # whatever raises, the TUN device must be read again
+            if self._held is None:
+                self._shell.release()
 
     def send(self, action: Send, now: float) -> Iterable[Action]:
         """Send a datagram, and return what the node makes of a failure (R3)."""

@@ -1,5 +1,6 @@
 """What the tunnel promises on a bad network, shown with real services in the laboratory."""
 
+import sys
 import time
 
 from rvpn.constants import Role
@@ -7,10 +8,19 @@ from rvpn.lab import faults, services
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.lab import Lab
 from rvpn.lab.saturation import saturate
+from rvpn.lab.topology import OUTSIDE
 from tests.integration.lab_case import LabTestCase
 
 MEBIBYTE = 1 << 20
 TARGET = "10.0.0.1"
+#: Lets an interface carry 40 Mbit/s, and what does not fit wait.
+NARROW = """
+import sys
+from pyroute2 import IPRoute
+with IPRoute() as kernel:
+    (index,) = kernel.link_lookup(ifname=sys.argv[1])
+    kernel.tc("add", "tbf", index=index, handle=0x10000, rate=5_000_000, burst=70_000, limit=1 << 24)
+"""
 
 
 class TunnelTests(LabTestCase):
@@ -65,6 +75,17 @@ class TunnelTests(LabTestCase):
         result = lab.traffic("client", "ping", TARGET, "--count", 6000, "--interval", 0.005, timeout=60)
         self.assertEqual((result["sent"], result["lost"]), (6000, 0))
         self.assertGreaterEqual(services.ask_status(lab, "client")["exchanges"]["established"], 30)
+
+    def test_narrow_link(self) -> None:
+        """A burst of 1.3 MB into a link of 40 Mbit/s waits where it is, and nothing is lost."""
+        lab = self.start()
+        done = lab.run("client", [sys.executable, "-c", NARROW, OUTSIDE])
+        self.assertEqual(done.code, 0, done.errors)
+        result = lab.traffic("client", "udp", TARGET, "--count", 1000, "--interval", 0.00001, "--size", 1300)
+        self.assertEqual((result["sent"], result["lost"]), (1000, 0))
+        status = services.ask_status(lab, "client")
+        self.assertGreater(status["refusals"].get("socket full", 0), 0)
+        self.assertEqual(status["drops"], {})
 
     def test_saturation(self) -> None:
         """
