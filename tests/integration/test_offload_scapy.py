@@ -121,10 +121,10 @@ class ScapyReceivesTests(NamespaceTestCase):
 
     def packetsReceived(self, packets: PacketBatch) -> None:
         """Seal and send, as the service does."""
-        self.longest_packet = max(self.longest_packet, *(end - start for start, end in packets.spans))
+        self.longest_packet = max((self.longest_packet, *(end - start for start, end in packets.spans)))
         while packets.taken < len(packets.spans):
             self.node.outbound(packets, self.sealed, self.now)
-            self.longest_run = max(self.longest_run, *map(number_of, self.sealed.runs))
+            self.longest_run = max((self.longest_run, *map(number_of, self.sealed.runs)))
             assert self.udp.send(self.sealed) == 0
 
     def deviceLost(self, reason: Failure) -> None:
