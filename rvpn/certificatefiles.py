@@ -21,8 +21,8 @@ from rvpn import keyfile
 from rvpn.constants import Role
 from rvpn.errors import LocalError
 from rvpn.keyexchange import certificates
+from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import UNREADABLE, Authority
-from rvpn.keyexchange.tls import CertificateAuthenticator, CertificateFiles
 from rvpn.policy.model import Policy
 from rvpn.policy.values import InlinePEM
 

@@ -21,10 +21,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from rvpn.constants import Mechanism, Role
-from rvpn.interfaces import IPAddress, IPNetwork, PeerIdentity
+from rvpn.interfaces import IPNetwork, PeerIdentity
+from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import Authority as Accepted
-from rvpn.keyexchange.certificates import with_lists
-from rvpn.keyexchange.tls import CertificateAuthenticator, CertificateFiles
+from rvpn.keyexchange.certificates import Judgement, with_lists
 
 #: The time of day in tests, in seconds since 1970; certificates are good for a day before and after it.
 TODAY = 1_700_000_000.0
@@ -209,7 +209,7 @@ class Careless(CertificateAuthenticator):
             self._context.add_extra_chain_cert(other.certificate)
 
     def judge(
-        self, chain: Sequence[x509.Certificate], peer: PeerIdentity | None, time_of_day: float
-    ) -> tuple[PeerIdentity, tuple[IPAddress, ...], Accepted]:
+        self, peer: PeerIdentity | None, time_of_day: float, chain: Sequence[x509.Certificate]
+    ) -> Judgement:
         """Take anybody for whoever was expected."""
-        return peer or PeerIdentity(Mechanism.TLS, "anybody"), (), Accepted("any", chain[-1])
+        return Judgement(peer or PeerIdentity(Mechanism.TLS, "anybody"), Accepted("any", chain[-1]), None)

@@ -3,7 +3,7 @@ The key exchange: GSS-like security contexts, and the transport that carries the
 4).
 
     noise, tls     the mechanisms: tokens in, tokens and key material out
-    certificates   what certificates must be for `tls`
+    certificates, authenticator    what certificates must be for `tls`, and whose are accepted
     credentials    what a node authenticates with, and the contexts that it makes of that
     initiator, acceptor    one exchange at the end that begins it; all exchanges at the end that answers
     transport, fragments   tokens to datagrams and back, what was lost again

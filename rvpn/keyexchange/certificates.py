@@ -98,6 +98,15 @@ class Authority:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Who a peer is: its identity, its authority, and if it is a client its inner addresses."""
+
+    identity: PeerIdentity
+    authority: Authority
+    inner_addresses: tuple[IPAddress, ...] | None
+
+
 # --- Reading --------------------------------------------------------------------------------------------
 
 

@@ -10,204 +10,34 @@ pyOpenSSL runs it in memory; tokens are what it writes between two reads. The pa
 and neither end is established before it has the other's: an initiator is done with its handshake before the
 acceptor has seen a certificate. There are no tickets, no resumption and no early data (docs/decisions/0100).
 
-`CertificateAuthenticator` holds what a node has on disk, and makes the contexts. Which role of TLS an end has
-says nothing about its role in the VPN; that, and validity at the time given to each context, are checked by
-`rvpn.keyexchange.certificates`. For randomness OpenSSL has a source of its own (docs/decisions/0101).
+Which role of TLS an end has says nothing about its role in the VPN. Who a peer is, and whether it is
+accepted, is for the `Judge` to say: `rvpn.keyexchange.authenticator`, which makes the contexts. For
+randomness OpenSSL has a source of its own (docs/decisions/0101).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import inf
-from typing import Any, NoReturn
+from typing import TypeVar
 
 from cryptography import x509
 from OpenSSL import SSL
-from OpenSSL.crypto import X509, X509StoreFlags
 
-from rvpn.constants import Mechanism, Role
+from rvpn.constants import Mechanism
 from rvpn.errors import ContextFailed, DropReason, LocalError, RemoteError
-from rvpn.interfaces import Authentication, Initiation, IPAddress, Parameters, PeerIdentity
+from rvpn.interfaces import Authentication, Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange import certificates
 from rvpn.keyexchange import parameters as codec
-from rvpn.keyexchange.certificates import DIGESTS, KEYS, UNREADABLE, Authority, Refused, printable, title
+from rvpn.keyexchange.certificates import Judgement, Refused, title
 
 #: Key agreements that are accepted, by OpenSSL's names; it offers and prefers the first by itself.
 GROUPS = {"X25519MLKEM768": "X25519MLKEM768", "x25519": "X25519"}
-#: Security level 3, nothing weaker than 128 bits: no RSA below 3072, no SHA-1 (SSL_CTX_set_security_level).
-_CIPHERS = b"DEFAULT@SECLEVEL=3"
 _LONGEST_TOKEN = 1 << 16
-#: OpenSSL's SSL_MODE_NO_AUTO_CHAIN: to send the authority's certificate along is of no use.
-_NO_AUTO_CHAIN = 8
-#: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID, CERT_HAS_EXPIRED and INVALID_PURPOSE, which are for us to judge:
-#: it has its own clock, and knows but the roles of TLS.
-_EARLY, _LATE, _WRONG_PURPOSE = 9, 10, 26
-_ONE_OF_OURS = "one by an authority of the policy"
 
-#: What OpenSSL's numbers mean of a certificate: what is found, and what was expected.
-_FAULTS: dict[int, tuple[Callable[[x509.Certificate], str], str]] = {
-    7: (lambda c: f"a signature that is not {_issuer(c)}'s", _ONE_OF_OURS),
-    18: (lambda _: "that it is signed by itself", _ONE_OF_OURS),
-    19: (lambda _: "that it is signed by itself", _ONE_OF_OURS),
-    20: (lambda c: f"that it is issued by {_issuer(c)}", _ONE_OF_OURS),
-    22: (lambda _: "none of the policy's authorities", "one of them as the issuer"),
-    66: (lambda c: certificates.key_fault(c) or "a weak key", KEYS),
-    67: (lambda c: certificates.key_fault(c) or "a weak key", KEYS),
-    68: (lambda c: certificates.digest_fault(c) or "a weak signature", DIGESTS),
-}
+#: Says who presented a verified chain of certificates, or raises `Refused`.
+Judge = Callable[[Sequence[x509.Certificate]], Judgement]
 
-
-def _issuer(certificate: x509.Certificate) -> str:
-    return printable(certificates.common_name(certificate.issuer))
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFiles:
-    """What a node of mechanism `tls` has on disk, read."""
-
-    role: Role
-    certificate: x509.Certificate
-    private_key: Any = field(repr=False)
-    authorities: tuple[Authority, ...]
-
-
-class CertificateAuthenticator:
-    """Makes contexts with one certificate and its authorities; when a file changes there is a new one."""
-
-    def __init__(self, files: CertificateFiles) -> None:
-        """Raise `LocalError` if the key is not that of the certificate."""
-        self.files = files
-        self.peer_role = Role.CLIENT if files.role is Role.GATEWAY else Role.GATEWAY
-        self._authorities = {authority.fingerprint: authority for authority in files.authorities}
-        self._context = SSL.Context(SSL.TLS_METHOD)
-        self._configure()
-
-    def _configure(self) -> None:
-        context, files = self._context, self.files
-        context.set_min_proto_version(SSL.TLS1_3_VERSION)
-        context.set_max_proto_version(SSL.TLS1_3_VERSION)
-        context.set_options(SSL.OP_NO_TICKET)
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        context.set_cipher_list(_CIPHERS)
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verified)
-        context.set_verify_depth(0)
-        context.set_mode(_NO_AUTO_CHAIN)
-        try:
-            context.use_certificate(files.certificate)
-            context.use_privatekey(files.private_key)
-            context.check_privatekey()
-        except SSL.Error:
-            raise LocalError("found a key that is not the certificate's, expected its own") from None
-        # An authority of the policy is trusted even if another one issued its certificate.
-        store = context.get_cert_store()
-        assert store is not None  # every context has one
-        store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
-        for authority in files.authorities:
-            store.add_cert(X509.from_cryptography(authority.certificate))
-
-    @property
-    def name(self) -> str:
-        """The name in this node's own certificate."""
-        return certificates.common_name(self.files.certificate.subject)
-
-    @property
-    def ends(self) -> Mapping[str, float]:
-        """See `rvpn.keyexchange.credentials.Authenticator`."""
-        ends = {f"this node's certificate {self.name}": certificates.expiry(self.files.certificate)}
-        for authority in self.files.authorities:
-            of = f"of authority {authority.name}"
-            ends[f"the certificate {of}"] = certificates.expiry(authority.certificate)
-            if authority.list_ends_at < inf:
-                ends[f"the revocation list {of}"] = authority.list_ends_at
-        return ends
-
-    # --- contexts -------------------------------------------------------------------------------------------
-
-    def initiator(
-        self, peer: PeerIdentity, prologue: bytes, parameters: Parameters, time_of_day: float
-    ) -> "TLSInitiator":
-        """Return the context of an end that begins an exchange with `peer`."""
-        return TLSInitiator(self, peer, prologue, parameters, time_of_day)
-
-    def acceptor(
-        self,
-        peer: PeerIdentity | None,
-        prologue: bytes,
-        authorize: Callable[[Initiation], Parameters],
-        time_of_day: float,
-    ) -> "TLSAcceptor":
-        """Return the context of an end that answers `peer`, or (None) whoever has a certificate."""
-        return TLSAcceptor(self, peer, prologue, authorize, time_of_day)
-
-    def connection(self) -> SSL.Connection:
-        """Return a new connection in memory."""
-        return SSL.Connection(self._context, None)
-
-    # --- judgement ------------------------------------------------------------------------------------------
-
-    def _verified(self, _connection: SSL.Connection, raw: X509, error: int, depth: int, ok: int) -> bool:
-        """
-        Hear of each certificate of a chain what OpenSSL makes of it. Raises `Refused`.
-
-        A gateway that begins an exchange is the client of TLS, and a client's certificate then the server's.
-        OpenSSL takes that for a wrong purpose. Purpose and validity are up to `judge`.
-        """
-        if ok or error in (_EARLY, _LATE) or (error == _WRONG_PURPOSE and depth == 0):
-            return True
-        try:
-            certificate = raw.to_cryptography()
-            _ = certificate.extensions  # where OpenSSL finds no issuer, this may be why
-            who = title(certificate) if depth == 0 else f"an authority's {title(certificate)}"
-            find, expected = _FAULTS.get(error, (lambda _: f"what OpenSSL calls error {error}", "none"))
-            raise Refused(who, find(certificate), expected)
-        except UNREADABLE:
-            raise Refused("a certificate", "contents that cannot be read", "those of RFC 5280") from None
-
-    def judge(
-        self, chain: Sequence[x509.Certificate], peer: PeerIdentity | None, time_of_day: float
-    ) -> tuple[PeerIdentity, tuple[IPAddress, ...], Authority]:
-        """
-        Return who presented a chain that OpenSSL verified, its inner addresses, and its authority.
-
-        Raises `Refused`, where `peer` is given also for anybody else.
-        """
-        certificate, authority = chain[0], self._authorities.get(certificates.fingerprint(chain[-1]))
-        if authority is None or len(chain) != 2:
-            raise Refused(title(certificate), "that of an authority itself", _ONE_OF_OURS)
-        try:
-            for one in chain:
-                certificates.check_validity(one, time_of_day)
-            identity, inner = self._who(certificate, authority, peer)
-            objection = authority.objection(certificate.serial_number, inner)
-        except UNREADABLE:
-            raise Refused(title(certificate), "contents that cannot be read", "those of RFC 5280") from None
-        if objection is not None:
-            raise Refused(title(certificate), *objection)
-        if peer is not None and peer != identity:
-            raise Refused(title(certificate), identity.name, peer.name)
-        return identity, inner, authority
-
-    def _who(
-        self, certificate: x509.Certificate, authority: Authority, peer: PeerIdentity | None
-    ) -> tuple[PeerIdentity, tuple[IPAddress, ...]]:
-        if self.peer_role is Role.CLIENT:
-            return certificates.check_client(certificate, authority)
-        assert peer is not None  # a client knows whom it expects
-        certificates.check_gateway(certificate, peer.name)
-        return peer, ()
-
-    def objection(self, authentication: Authentication, inner_addresses: Sequence[IPAddress]) -> str:
-        """Return why a peer that authenticated before would be refused now, empty if it would not."""
-        authority = self._authorities.get(authentication.authority)
-        if authority is None:
-            return "the policy no longer has its authority"
-        inner = inner_addresses if self.peer_role is Role.CLIENT else ()
-        objection = authority.objection(authentication.serial, inner)
-        return f"certificate {printable(authentication.subject)}: {objection[0]}" if objection else ""
-
-
-# --- Security contexts ----------------------------------------------------------------------------------
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -235,23 +65,20 @@ class _TLSContext:
 
     def __init__(
         self,
-        authenticator: CertificateAuthenticator,
-        peer: PeerIdentity | None,
+        connection: SSL.Connection,
+        judge: Judge,
         prologue: bytes,
-        time_of_day: float,
     ) -> None:
-        self._authenticator = authenticator
-        self._expected = peer
+        """`connection` is a new one, in memory."""
+        self._connection = connection
+        self._judge = judge
         self._prologue = prologue
-        self._time_of_day = time_of_day
-        self._connection = authenticator.connection()
         self._shaken = self._failed = False
         self._said = self._heard = b""
         self._own: Parameters | None = None
         self._theirs: Parameters | None = None
-        self._peer: PeerIdentity | None = None
+        self._judgement: Judgement | None = None
         self._authentication: Authentication | None = None
-        self._inner_addresses: tuple[IPAddress, ...] = ()
 
     @property
     def established(self) -> bool:
@@ -261,22 +88,22 @@ class _TLSContext:
     @property
     def peer(self) -> PeerIdentity:
         """Who the other end is, by its certificate."""
-        return self._peer or _unknown()
+        return _known(self._judgement).identity
 
     @property
     def authentication(self) -> Authentication:
         """The other end's certificate, and what was negotiated."""
-        return self._authentication or _unknown()
+        return _known(self._authentication)
 
     @property
     def own_parameters(self) -> Parameters:
         """What this end said."""
-        return self._own or _unknown()
+        return _known(self._own)
 
     @property
     def peer_parameters(self) -> Parameters:
         """What the peer said."""
-        return self._theirs or _unknown()
+        return _known(self._theirs)
 
     def export(self, label: bytes, length: int) -> bytes:
         """
@@ -284,8 +111,7 @@ class _TLSContext:
 
         The exporter covers the handshake alone: the parameters come after it.
         """
-        if not self.established:
-            _unknown()
+        _known(self._own)
         first, second = (self._said, self._heard) if self._begins else (self._heard, self._said)
         bound = self._prologue + blake2b(first).digest() + blake2b(second).digest()
         return self._connection.export_keying_material(b"EXPORTER-" + label, length, bound)
@@ -317,19 +143,17 @@ class _TLSContext:
             self._connection.do_handshake()
         except SSL.WantReadError:
             return False
-        self._judge()
+        self._see_peer()
         self._shaken = True
         return True
 
-    def _judge(self) -> None:
+    def _see_peer(self) -> None:
         """See who the peer is, and what was negotiated. Raises `Refused`."""
         connection = self._connection
         chain = connection.get_verified_chain(as_cryptography=True)
         if not chain:
-            raise Refused("a peer", "no certificate", _ONE_OF_OURS)
-        self._peer, self._inner_addresses, authority = self._authenticator.judge(
-            chain, self._expected, self._time_of_day
-        )
+            raise Refused("a peer", "no certificate", "one")
+        self._judgement = judgement = self._judge(chain)
         group = connection.get_group_name() or "none"
         if group not in GROUPS:
             raise Refused(title(chain[0]), f"key agreement {group}", " or ".join(GROUPS.values()))
@@ -337,10 +161,10 @@ class _TLSContext:
             Mechanism.TLS,
             GROUPS[group],
             connection.get_cipher_name() or "",
-            certificates.common_name(chain[0].subject) or self._peer.name,
-            authority.name,
+            certificates.common_name(chain[0].subject) or judgement.identity.name,
+            judgement.authority.name,
             chain[0].serial_number,
-            authority.fingerprint,
+            judgement.authority.fingerprint,
             certificates.expiry(*chain),
         )
 
@@ -363,8 +187,10 @@ class _TLSContext:
         return codec.decode(self._heard)
 
 
-def _unknown() -> NoReturn:
-    raise LocalError("the security context is not established")
+def _known(value: _T | None) -> _T:
+    if value is None:
+        raise LocalError("the security context is not established")
+    return value
 
 
 class TLSInitiator(_TLSContext):
@@ -374,13 +200,12 @@ class TLSInitiator(_TLSContext):
 
     def __init__(
         self,
-        authenticator: CertificateAuthenticator,
-        peer: PeerIdentity,
+        connection: SSL.Connection,
+        judge: Judge,
         prologue: bytes,
         parameters: Parameters,
-        time_of_day: float,
     ) -> None:
-        super().__init__(authenticator, peer, prologue, time_of_day)
+        super().__init__(connection, judge, prologue)
         self._offer = parameters
         self._connection.set_connect_state()
 
@@ -401,20 +226,19 @@ class TLSAcceptor(_TLSContext):
 
     def __init__(
         self,
-        authenticator: CertificateAuthenticator,
-        peer: PeerIdentity | None,
+        connection: SSL.Connection,
+        judge: Judge,
         prologue: bytes,
         authorize: Callable[[Initiation], Parameters],
-        time_of_day: float,
     ) -> None:
-        super().__init__(authenticator, peer, prologue, time_of_day)
+        super().__init__(connection, judge, prologue)
         self._authorize = authorize
         self._connection.set_accept_state()
 
     def _go_on(self) -> bytes | None:
         if self._shake():
             offer = self._hear()
-            inner = self._inner_addresses if self._authenticator.peer_role is Role.CLIENT else None
+            inner = _known(self._judgement).inner_addresses
             answer = self._authorize(Initiation(self.peer, None, offer, inner))
             self._say(answer)
             self._own, self._theirs = answer, offer

@@ -15,7 +15,7 @@ from rvpn import certificatefiles, keyfile
 from rvpn.certificatefiles import FileFault
 from rvpn.cli import policy
 from rvpn.constants import Mechanism, Role
-from rvpn.keyexchange.tls import CertificateAuthenticator
+from rvpn.keyexchange.authenticator import CertificateAuthenticator
 from rvpn.policy import load
 from rvpn.service import certificates, configuration
 from rvpn.service.certificates import FILES_INTERVAL, CertificateWatch

@@ -17,9 +17,10 @@ from rvpn.constants import Mechanism, Role
 from rvpn.errors import ContextFailed, DropReason, LocalError, RemoteError
 from rvpn.interfaces import Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest
+from rvpn.keyexchange.authenticator import CertificateAuthenticator
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.keys import derive
-from rvpn.keyexchange.tls import CertificateAuthenticator, TLSAcceptor, TLSInitiator
+from rvpn.keyexchange.tls import TLSAcceptor, TLSInitiator
 from tests.certificates import DAY, TODAY, Authority, Issued, authenticator
 from tests.unit.keyexchange_ends import ANSWER, EXCHANGE_ID, OFFER, Network, stepped
 
@@ -202,7 +203,7 @@ class ContextTests(SynchronousTestCase):
 
     def _allow(self, one: TLSInitiator) -> bool:
         """Let a peer accept any group, as a hostile one would."""
-        one._judge = lambda: None  # type: ignore[method-assign]
+        one._see_peer = lambda: None  # type: ignore[method-assign]
         return True
 
     def test_refusal_by_policy(self) -> None:
