@@ -5,6 +5,7 @@ Whatever comes, nothing raises but `RemoteError`, no keys come of it, memory sta
 are served.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -13,6 +14,7 @@ from random import Random
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -24,16 +26,16 @@ from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME, MAX_HEAVY
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.tls import TLSInitiator
-from tests.certificates import Careless, Issued
+from tests.certificates import CLIENT_USAGE, DAY, GATEWAY_USAGE, TODAY, Careless, Issued
 from tests.fuzz.mutation import MAX_PAYLOAD, Exchange, Family, Live, Mutator
 from tests.fuzz.scene import GROWTH, Memory, report
-from tests.unit.certified import CA, CertifiedNetwork
+from tests.unit.certified import CertifiedNetwork
 from tests.unit.keyexchange_ends import ANSWER, OFFER, stepped
 from tests.unit.simulation import INNER, TARGET, udp_packet
-from tests.unit.test_keyexchange_tls import acceptor, initiator
+from tests.unit.test_keyexchange_tls import CA, RANGE, acceptor, initiator
 
 #: Exchanges with a mutant in the place of a token, of a certificate, of parameters.
-EXCHANGES = 600
+EXCHANGES = 400
 #: Datagrams to a gateway, and strangers that each begin an exchange there.
 DATAGRAMS, STRANGERS = 2000, 2 * MAX_HEAVY
 #: Bytes by which the process may grow while strangers have all the exchanges that a gateway keeps.
@@ -143,6 +145,47 @@ class ContextTests(SynchronousTestCase):
             return other.established
 
         self.attack(exchange)
+
+
+class OracleTests(SynchronousTestCase):
+    """Certificates that are well formed, and right or wrong in any combination."""
+
+    def test_accepted(self) -> None:
+        """Accepted is exactly who is named, valid, a client alone, may sign, and stays within the range."""
+        random, accepted = Random(14), 0
+        any_usage, other_usage = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE, ExtendedKeyUsageOID.CODE_SIGNING
+        usages = (CLIENT_USAGE, GATEWAY_USAGE, any_usage, other_usage)
+        for _ in range(EXCHANGES):
+            names = random.sample(("10.99.0.1", "10.99.0.200", "a.example", "10.98.0.1", "::1"), 3)
+            names = names[: random.choice((1, 1, 2, 3))]
+            chosen = set(random.sample(usages, random.choice((0, 2)))) | {CLIENT_USAGE}
+            chosen -= set(usages[: random.choice((0, 0, 0, 1))])
+            name = random.choice(("alice", "alice", "x" * 64, "a\nb", "\u00e9", ""))
+            start, end = random.choice((-2, -1, -1, 1)) * DAY, random.choice((-1, 1, 1, 2)) * DAY
+            signs = random.random() < 0.9
+            own = CA.issue(
+                name,
+                names=names,
+                usages=sorted(chosen, key=str),
+                start=TODAY + min(start, end - 1),
+                end=TODAY + end,
+                digital_signature=signs,
+            )
+            inner = [each for each in names if each != "a.example"]
+            good = (
+                (name.isprintable() and name != "")
+                and (min(start, end - 1) <= 0 <= end)
+                and chosen & set(usages[:3]) == {CLIENT_USAGE}
+                and signs
+                and inner != []
+                and all(ip_address(each) in RANGE for each in inner)
+            )
+            one, other = initiator(Careless(Role.CLIENT, own)), acceptor()
+            with contextlib.suppress(ContextFailed):
+                other.step(stepped(one, stepped(other, stepped(one, None))))
+            self.assertEqual(other.established, good, (name, names, chosen, start, end, signs))
+            accepted += good
+        self.assertTrue(EXCHANGES / 50 < accepted < EXCHANGES / 2, accepted)
 
 
 class GatewayTests(SynchronousTestCase):
