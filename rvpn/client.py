@@ -548,8 +548,9 @@ class Client(TunnelEnd):
     def _on_answer(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
-        session.status = packet.status
-        return self._answered(session, packet.in_reply_to, now)
+        news = session.take_status(packet.status, pair, packet.sequence)
+        actions = self._answered(session, packet.in_reply_to, now)
+        return actions + self.failover.told_status(session, now) if news else actions
 
     def _answered(self, session: Session, sequence: int, now: float) -> list[Action]:
         expected, actions = self.failover.answered(session, sequence, now)
@@ -560,9 +561,10 @@ class Client(TunnelEnd):
     def _on_status(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
-        session.status = packet.status
-        actions: list[Action] = [acknowledgement(pair, packet, path)]
-        return actions if session.closed else actions + self.failover.told_status(session, now)
+        acknowledged: list[Action] = [acknowledgement(pair, packet, path)]
+        if not session.take_status(packet.status, pair, packet.sequence):
+            return acknowledged
+        return acknowledged + self.failover.told_status(session, now)
 
     def _on_owner(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         """Claim our addresses again if this gateway is in use; any other answer means that it is not."""

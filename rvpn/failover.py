@@ -237,6 +237,7 @@ class Failover:
         for cluster in self.of(session.gateway):
             if cluster.in_use is None and (cluster.vacancy is not None or cluster.packets or called):
                 actions += self._use(cluster, session, "it gave keys", now)
+        actions += self._reconsider(session, now)
         return actions + self.alive(session, now, called=called)
 
     def alive(self, session: Session, now: float, *, called: bool = False) -> list[Action]:
@@ -262,10 +263,7 @@ class Failover:
 
     def answered(self, session: Session, sequence: int, now: float) -> tuple[bool, list[Action]]:
         """Hear an answer to a heartbeat; the first value tells whether it was waited for (DESIGN 6)."""
-        watched = session.detector is not None
         expected = self.liveness.answered(session, sequence, now)
-        if watched:
-            return expected, self._reconsider(session, now)
         return expected, self.alive(session, now) if expected else []
 
     def told_status(self, session: Session, now: float) -> list[Action]:
@@ -367,27 +365,40 @@ class Failover:
         if not self._seeks.allows(now):
             return []
         candidates = list(self._candidates(cluster, current, now))
-        return [action for gateway in candidates for action in self._approach(gateway, now)]
+        return [action for gateway in candidates for action in self._approach(gateway, current, now)]
 
     def _seek_again(self, name: str, now: float) -> list[Action]:
         return self._seek(self.clusters[name], now) if name in self.clusters else []
 
-    def _approach(self, gateway: IPAddress, now: float) -> list[Action]:
-        """Let a gateway prove that it lives: by an answer, or by keys where heartbeats are not sent (R9)."""
+    def _approach(self, gateway: IPAddress, current: Session, now: float) -> list[Action]:
+        """
+        Let a gateway prove that it lives, and say how it is.
+
+        That is by an answer; by keys where heartbeats are not sent (R9), or the last was not answered: who
+        restarted twice has no proof that our keys are gone (X3). Keys are dear: where those we have are fresh
+        and came with no better status, they tell enough.
+        """
         session = self._cache.get(gateway)
-        if session is None or self.liveness.timing.mode is HeartbeatMode.NONE:
-            return self._mover.authenticate(gateway, now)
-        return self.liveness.probe(session, now)
+        actions: list[Action] = []
+        if session is not None and self.liveness.timing.mode is not HeartbeatMode.NONE:
+            silent = self.liveness.unanswered(session)
+            actions = self.liveness.probe(session, now)
+            if not silent:
+                return actions
+        elif session is not None and session.status >= current.status:
+            made_at = session.sending.made_at if session.sending is not None else 0.0
+            if now < made_at + BACKOFF_LAST:
+                return []
+        return actions if gateway in self._retries else actions + self._mover.authenticate(gateway, now)
 
     def _candidates(self, cluster: ClusterInUse, current: Session, now: float) -> Iterator[IPAddress]:
-        """Return the gateways that may be better than `current`."""
+        """
+        Return the gateways that may be better than `current`: if it is not well that is each of them, for
+        what they said of themselves may be long ago (X4).
+        """
         for gateway in cluster.order:
-            session = self._cache.get(gateway)
-            if session is current or (session is None and gateway in self._retries):
-                continue
-            better = current.status and (session is None or session.status < current.status)
             returnable = gateway in self._earlier(cluster, current) and self._hold_downs.over(gateway, now)
-            if better or returnable:
+            if gateway != current.gateway and (current.status or returnable):
                 yield gateway
 
     def _earlier(self, cluster: ClusterInUse, current: Session) -> Iterable[IPAddress]:

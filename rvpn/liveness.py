@@ -109,6 +109,10 @@ class Liveness:
         self._probes[session] = sequence, now
         return actions
 
+    def unanswered(self, session: Session) -> bool:
+        """Tell whether a gateway that is not in use left its last probe unanswered so far."""
+        return session in self._probes
+
     def _look(self, session: Session, now: float) -> list[Action]:
         if session.detector is None:
             return []

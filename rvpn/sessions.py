@@ -13,6 +13,7 @@ The cache finds pairs by the SPI of a datagram, and sessions by what identifies 
 gateway's address; a gateway: the client's identity), by inner address and by the peer's endpoint.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Iterator
 
 from rvpn.agenda import Appointment
@@ -129,6 +130,7 @@ class Session:
         self.closed = False
         self.inner_mtu = UNLIMITED
         self.status = Status.OK
+        self._status_said = -math.inf, 0
         self.shortest_defer = 0.0
         self.round_trip = RoundTrip()
         self.detector: FailureDetector | None = None
@@ -148,6 +150,19 @@ class Session:
         """Take a sign of life; a session that was given up gives none (R8)."""
         if not self.closed:
             self.received_at, self.packets_out_then = now, self.packets_out
+
+    def take_status(self, status: Status, pair: SAPair, sequence: int) -> bool:
+        """
+        Take what the peer says of itself in a control packet of `pair`; return whether that is news.
+
+        Packets overtake each other: what was said before the last word we heard is none. Nor is what comes
+        in a session that was given up (R8).
+        """
+        said = pair.made_at, sequence
+        if self.closed or said < self._status_said:
+            return False
+        before, self.status, self._status_said = self.status, status, said
+        return status is not before
 
     def use_addresses(self, inner_addresses: Iterable[IPAddress]) -> None:
         """Take these for the client's inner addresses, each once: it may name one twice."""

@@ -1,5 +1,6 @@
 """
-Random faults, seeded: whatever happened, once the last fault has healed the clients are connected again.
+Random faults, seeded: whatever happened, once the last fault has healed the clients are connected again, and
+faults that stay do not matter as long as one gateway is well.
 
 Each schedule is a simulation of clients, three gateways, their LAN and a network that loses, delays, reorders
 and repeats. All the while no packet comes to somebody it was not for, and no nonce is used twice.
@@ -32,6 +33,9 @@ FAULTS = (
     *("kill", "kill", "restart", "freeze", "freeze", "cut", "cut", "deaf", "mute", "lan", "lan", "drain"),
     *("client", "rebind", "loss", "close", "change"),
 )
+#: What may stay broken at a gateway, as long as another is well, and how often it does.
+STAYING = {"kill", "freeze", "cut", "deaf", "mute", "lan", "drain"}
+STAYS = 0.4
 
 Undo = Callable[[], None]
 
@@ -92,6 +96,7 @@ class Schedule:
         self.number = 0
         self.story: list[str] = []
         self.start = self.network.now
+        self.well = random.choice(self.network.gateways)
         self.events: list[tuple[float, int, Undo]] = []
         self.numbers = count()
 
@@ -118,16 +123,20 @@ class Schedule:
         heapq.heappush(self.events, (self.start + when, next(self.numbers), act))
 
     def begin_fault(self, heals: float) -> None:
-        """Break something, at one gateway or at all, to be mended at `heals`."""
+        """Break something, at one gateway or at all, to be mended at `heals` or never."""
         everywhere = self.random.random() < 0.15
         gateways = self.network.gateways if everywhere else [self.random.choice(self.network.gateways)]
         client = self.random.choice(self.network.clients)
         name = self.random.choice(FAULTS)
         where = "everywhere" if everywhere else gateways[0].endpoint
-        self.story.append(f"{self.network.now - self.start:.2f} {name} {where} {client.endpoint}")
         fault: Callable[[Host[Any], Host[Any]], Undo] = getattr(self, f"_{name}")
+        stays = self.random.random() < STAYS and name in STAYING and self.well not in gateways
+        until = "for good" if stays else f"until {heals:.2f}"
+        self.story.append(f"{self.network.now - self.start:.2f} {name} {where} {client.endpoint} {until}")
         for gateway in gateways:
-            self.at(heals, fault(gateway, client))
+            undo = fault(gateway, client)
+            if not stays:
+                self.at(heals, undo)
 
     def _kill(self, gateway: Host[Any], _client: Host[Any]) -> Undo:
         gateway.alive = False
