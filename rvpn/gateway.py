@@ -420,12 +420,13 @@ class Gateway(TunnelEnd):
 
     # --- session control (DESIGN 6) -------------------------------------------------------------------------
 
-    def _on_heartbeat(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
+    def _on_heartbeat(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         """Answer a heartbeat with an equal packet (R10), to where it came from, along which it came (R17)."""
         assert pair.session is not None
         if pair.session.closed:
             raise RemoteError(DropReason.UNKNOWN_SESSION)
-        return [Send(pair.control.send(Kind.ANSWER, self.fitness, packet.sequence), path)]
+        answer = Send(pair.control.send(Kind.ANSWER, self.fitness, packet.sequence), path)
+        return [answer, *self.presence.heard(pair.session, now)]
 
     def _on_claim(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
         session = pair.session
@@ -472,7 +473,7 @@ class Gateway(TunnelEnd):
             return []
         if not (session.literal_rate.allows(now) and self._literal_rate.allows(now)):
             raise RemoteError(DropReason.TOO_MANY_HEARTBEATS)
-        return [Send(bytes(datagram), path)]
+        return [Send(bytes(datagram), path), *self.presence.heard(session, now)]
 
     # --- status ---------------------------------------------------------------------------------------------
 

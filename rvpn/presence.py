@@ -4,7 +4,8 @@ Who owns a client's inner addresses on the LAN, as one gateway sees it (DESIGN 8
     claim with a generation newer than any before -> Announce, twice more after ANNOUNCE_AGAIN -> `owns`
     foreign announcement, clock jump -> doubt: Withdraw, and `owner?` to the client, again until
         -> a claim: Announce
-        -> another answer, or none to OWNER_QUESTIONS: forgotten
+        -> another answer: forgotten
+        -> none to OWNER_QUESTIONS: no more questions until the client asks whether this gateway lives
 
 Gateways do not speak with each other: each believes the client alone, and what it hears on the LAN only makes
 it ask. A gateway in doubt is silent from the first moment. The usual reason for doubt is that another gateway
@@ -53,6 +54,11 @@ class _Ownership:
         if self._ahead is not None:
             self._ahead.cancel()
         self._ahead = appointment
+
+    @property
+    def asked_in_vain(self) -> bool:
+        """Whether the client answered no question, and is asked none now."""
+        return self.doubted and self._ahead is None
 
 
 class Presence:
@@ -111,6 +117,16 @@ class Presence:
         everything = list(self._by_client.values())
         return [action for ownership in everything for action in self._doubt(ownership, now)]
 
+    def heard(self, session: Session, now: float) -> list[Action]:
+        """
+        Hear that the client asked whether this gateway lives: it uses it then, so ask again whether it does
+        if it answered in no way before.
+        """
+        ownership = self._by_client.get(session.key)
+        if ownership is None or not ownership.asked_in_vain:
+            return []
+        return self._question(ownership, 1, now)
+
     def _held(self, ownership: _Ownership) -> list[IPAddress]:
         """Return the client's addresses but those that went to another client since."""
         held_by = self._by_address.get
@@ -154,7 +170,7 @@ class Presence:
         asked: list[Action] = []
         if now >= ownership.may_ask_at:
             if not left:
-                self._forget(ownership)
+                ownership.plan(None)
                 return []
             left -= 1
             ownership.may_ask_at = now + self.response_time

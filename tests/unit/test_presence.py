@@ -177,7 +177,7 @@ class OneGatewayTests(SynchronousTestCase):
         self.assertFalse(self.owned())
 
     def test_no_answer(self) -> None:
-        """Without an answer the client is asked again, OWNER_QUESTIONS times in all, and forgotten."""
+        """Without an answer the client is asked again, OWNER_QUESTIONS times in all, and no more."""
         self.claim(7)
         self.presence.contradicted(INNER, self.now)
         for number in range(1, OWNER_QUESTIONS):
@@ -188,6 +188,21 @@ class OneGatewayTests(SynchronousTestCase):
         self.assertFalse(self.owned())
         self.assertEqual(self.presence.contradicted(INNER, self.now), [])
         self.assertTrue(self.claim(8))
+
+    def test_heard_after_all(self) -> None:
+        """A client that answered nothing is asked once for each of its heartbeats, until it answers."""
+        self.claim(7)
+        self.assertEqual(self.presence.heard(self.session, self.now), [])
+        self.presence.contradicted(INNER, self.now)
+        self.assertEqual(self.presence.heard(self.session, self.now), [])
+        self.wait(10)
+        for _ in range(3):
+            self.assertEqual(self.presence.heard(self.session, self.now), [Send(b"owner?", PATH)])
+            self.assertEqual(self.presence.heard(self.session, self.now), [])
+            self.assertEqual(self.wait(10), [])
+        self.claim(8)
+        self.assertTrue(self.owned())
+        self.assertEqual(self.presence.heard(self.session, self.now), [])
 
     def test_end_in_doubt(self) -> None:
         """A session that ends, or says that another gateway is used, ends the questions."""
