@@ -265,7 +265,7 @@ class Client(TunnelEnd):
             return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
         parameters = Parameters(
             spi=self.cache.new_spi(),
-            transforms=self._policy.transforms,
+            transforms=self._transforms,
             inner_addresses=self._inner_addresses,
             lifetime=self._policy.key_lifetime,
             literal_heartbeats=self._policy.literal_heartbeats,
@@ -402,7 +402,7 @@ class Client(TunnelEnd):
         if initiation.timestamp is not None:
             self._freshness.check(initiation.identity, initiation.timestamp, request.cookie)
         offer = initiation.parameters
-        transforms = [transform for transform in offer.transforms if transform in self._policy.transforms]
+        transforms = [transform for transform in offer.transforms if transform in self._transforms]
         refusal = ""
         if not transforms:
             refusal = "no transform in common"

@@ -224,7 +224,7 @@ class Gateway(TunnelEnd):
         return self._answer(client, initiation.parameters)
 
     def _answer(self, client: Client, offer: Parameters) -> Parameters:
-        transforms = [transform for transform in offer.transforms if transform in self._policy.transforms]
+        transforms = [transform for transform in offer.transforms if transform in self._transforms]
         refusal = ""
         if not transforms:
             refusal = "no transform in common"
@@ -298,7 +298,7 @@ class Gateway(TunnelEnd):
         spi = self.cache.new_spi()
         parameters = Parameters(
             spi=spi,
-            transforms=self._policy.transforms,
+            transforms=self._transforms,
             inner_addresses=client.inner_addresses,
             lifetime=self._policy.key_lifetime,
             **self._about_us(spi),

@@ -48,6 +48,7 @@ from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.offload import TCP, UDP
 from rvpn.packet import too_big, unreachable
+from rvpn.policy.model import Policy
 from rvpn.sealing import Sealer
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session, SessionCache
@@ -67,7 +68,9 @@ Answer = Callable[[SAPair, ControlPacket, Path, float], list[Action]]
 
 
 class TunnelEnd(ABC):
-    """See the module."""
+    """See the module. `fastest_first` are the transforms of a policy that leaves them to us."""
+
+    _policy: Policy
 
     def __init__(
         self, credentials: Credentials, random: RandomSource, clock: Callable[[], float], link_mtu: int
@@ -84,6 +87,7 @@ class TunnelEnd(ABC):
         self.time_of_day = clock
         self._link_mtu = link_mtu
         self._partial_checksums = False
+        self.fastest_first: tuple[TransformID, ...] = tuple(TransformID)
         self._sayings: dict[tuple[Session, Kind], _Saying] = {}
         self._answers: dict[Kind, Answer] = {
             Kind.ACK: self._on_ack,
@@ -132,6 +136,11 @@ class TunnelEnd(ABC):
         return ()
 
     # --- packets and datagrams (rvpn.interfaces.Node) --------------------------------------------------
+
+    @property
+    def _transforms(self) -> tuple[TransformID, ...]:
+        """What is offered, the preferred first, and accepted."""
+        return self.fastest_first if self._policy.transforms is None else self._policy.transforms
 
     def offload(self, *, checksums: bool, tcp: bool, udp: bool) -> None:
         """

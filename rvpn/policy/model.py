@@ -91,7 +91,7 @@ class Policy:
     port: int = DEFAULT_PORT
     listen: tuple[IPAddress, ...] = (IPv4Address(0), IPv6Address(0))
     offload: bool = True
-    transforms: tuple[TransformID, ...] = (TransformID.AES_GCM_16_256, TransformID.CHACHA20_POLY1305)
+    transforms: tuple[TransformID, ...] | None = None
     key_lifetime: float = KEY_LIFETIME
     exchange_time: float = EXCHANGE_TIME
     mechanism: Mechanism = Mechanism.NOISE

@@ -353,7 +353,11 @@ YES_NO = choice({"yes": True, "no": False})
 TRANSFORM = choice(
     {"aes-gcm-256": TransformID.AES_GCM_16_256, "chacha20-poly1305": TransformID.CHACHA20_POLY1305}
 )
-TRANSFORMS = several("aes-gcm-256, chacha20-poly1305 or both, the preferred first", TRANSFORM)
+_SOME_TRANSFORMS = several("aes-gcm-256, chacha20-poly1305 or both, the preferred first", TRANSFORM)
+TRANSFORMS = ValueType(
+    f"auto, or {_SOME_TRANSFORMS.name}",
+    lambda text: None if text.casefold() == "auto" else _SOME_TRANSFORMS.convert(text),
+)
 INTERFACE = ValueType("an interface's name: 1 to 15 letters, digits or signs, but no / : %", _interface)
 FILE = ValueType("the name of a file", str)
 PEM_FILE = ValueType("the name of a file, or PEM below", str, _alone)

@@ -46,6 +46,7 @@ from rvpn.service.certificates import CertificateWatch
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
 from rvpn.service.protocols import TunnelProtocol
+from rvpn.service.transforms import fastest_first
 from rvpn.state import StateDirectory
 
 NodeT = TypeVar("NodeT", Client, Gateway)
@@ -122,6 +123,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._host.undo)
             self.mtu = self._prepare_host(policy)
             self.node = self._make_node(config, state)
+            self.node.fastest_first = fastest_first()
             in_use = {name for name, state in self._tun.offloads.items() if state == IN_USE}
             self.node.offload(
                 checksums="checksum" in in_use,

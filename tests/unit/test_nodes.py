@@ -59,6 +59,17 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(drops(network.client, network), {})
         self.assertEqual(drops(network.gateways[0], network), {})
 
+    def test_fastest_transform(self) -> None:
+        """The client's order decides where the policies leave it open, which is that of a measurement."""
+        for order in ([*TransformID], [*TransformID][::-1]):
+            network = Network()
+            network.client.node.fastest_first = tuple(order)
+            network.send(network.client, udp_packet(INNER, TARGET, b"first"))
+            network.run(1.0)
+            (session,) = network.gateways[0].node.cache
+            assert session.sending is not None
+            self.assertEqual(session.sending.outbound.transform, order[0])
+
     def test_both_transforms(self) -> None:
         """Either transform carries packets, and the status names the one in use."""
         for transform, name in (
