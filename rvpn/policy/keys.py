@@ -182,7 +182,8 @@ KEYS = (
         type=values.TRANSFORMS,
         default="auto",
         description="The ESP transforms this node offers or accepts, the preferred first; the order of who"
-        " begins an exchange decides. `auto`: both, the one first that a measurement at the start finds faster.",
+        " begins an exchange decides. `auto`: both, the one first that a measurement at the start finds"
+        " faster.",
         example="Transforms = chacha20-poly1305",
     ),
     Key(
