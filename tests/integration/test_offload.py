@@ -66,7 +66,8 @@ def finished(packet: bytes) -> bool:
     protocol, segment = packet[9 if version == 4 else 6], packet[header:]
     (checksum,) = _LENGTH.unpack_from(segment, CHECKSUM_AT[protocol])
     pseudo = packet[_ADDRESSES[version]] + _LENGTH.pack(protocol) + _LENGTH.pack(len(segment))
-    return bool(checksum) and not remainder(pseudo + segment)
+    # RFC 768: a checksum of 0 says that there is none. With TCP it is one like any other.
+    return bool(checksum or protocol == TCP) and not remainder(pseudo + segment)
 
 
 def remainder(octets: bytes) -> int:
