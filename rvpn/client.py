@@ -507,10 +507,10 @@ class Client(TunnelEnd):
             pair.renewal.cancel()
         pair.renewal = self.agenda.at(min(renew_at, pair.made_at + REKEY_WATCH_INTERVAL), look)
 
-    def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
+    def _lost(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
         """Take the gateway last from now on, and go on with another (R3, R5, R8)."""
         self.kms.put_last(session.gateway, now)
-        return self.failover.lost(session, reason, now)
+        return self.failover.lost(session, reason, now, failed=failed)
 
     # --- session control (DESIGN 6) -------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ class Failover:
             if name in before and not cluster.take_over(before[name]):
                 left = before[name].in_use
                 assert left is not None
-                self._vacate(cluster, left, "the policy no longer has it", now)
+                self._vacate(cluster, left, "the policy no longer has it", now, failed=False)
         for session in self._cache:
             if not self.using(session):
                 self.liveness.unwatch(session)
@@ -163,18 +163,19 @@ class Failover:
         self.journal.add(change)
         return change
 
-    def lost(self, session: Session, reason: str, now: float) -> list[Action]:
+    def lost(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
         """
         Hear that `session` ended: its clusters go on with another, at once if there is a live one (R8).
 
         Of several, those that gave a sign of life since this one was first suspected come first (X1).
+        `failed` tells whether the gateway is to blame, or this client's own files were read again.
         """
         suspected_at = session.detector.suspected_at if session.detector is not None else None
         self._hold_downs.failed(session, self._policy.failback_hold_down, now)
         left = self.using(session)
         self.forget(session)
         for cluster in left:
-            self._vacate(cluster, session, reason, now)
+            self._vacate(cluster, session, reason, now, failed=failed)
         actions = [] if left else self.no_keys(session.gateway, now)
         for cluster in left:
             actions += self._go_on(cluster, now if suspected_at is None else suspected_at, now)
@@ -185,7 +186,7 @@ class Failover:
         left = self.using(session)
         self.forget(session)
         for cluster in left:
-            self._vacate(cluster, session, "its keys expired", now)
+            self._vacate(cluster, session, "its keys expired", now, failed=False)
         return [told(cluster.vacancy) for cluster in left if cluster.vacancy is not None]
 
     def forget(self, session: Session) -> None:
@@ -194,12 +195,15 @@ class Failover:
         for name in [name for name, (expected, *_) in self._expecting.items() if expected is session]:
             del self._expecting[name]
 
-    def _vacate(self, cluster: ClusterInUse, left: Session, reason: str, now: float) -> None:
-        """Leave a cluster without a gateway."""
+    def _vacate(
+        self, cluster: ClusterInUse, left: Session, reason: str, now: float, *, failed: bool
+    ) -> None:
+        """Leave a cluster without a gateway; only one that failed took time to notice, and packets."""
         cluster.in_use = None
         cluster.vacancy, cluster.vacant_since = self._change(cluster, left, reason), now
-        cluster.vacancy.detection = now - left.received_at
-        cluster.vacancy.packets_meanwhile = left.packets_out - left.packets_out_then
+        if failed:
+            cluster.vacancy.detection = now - left.received_at
+            cluster.vacancy.packets_meanwhile = left.packets_out - left.packets_out_then
 
     def _go_on(self, cluster: ClusterInUse, asked_at: float, now: float) -> list[Action]:
         """Fill a vacancy: by a live session, else by a key request."""

@@ -365,7 +365,7 @@ class Gateway(TunnelEnd):
             actions.append(Event("session with client {peer} at {endpoint} established", fields))
         return actions + self.sealer.seal_waiting(session, self._calls.confirmed(session.peer, now), now)
 
-    def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
+    def _lost(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
         """Give the client's addresses up; it comes again if it wants to."""
         return self.presence.released(session)
 

@@ -110,8 +110,11 @@ class TunnelEnd(ABC):
         """Hear that `pair` is now what its session sends on."""
 
     @abstractmethod
-    def _lost(self, session: Session, reason: str, now: float) -> list[Action]:
-        """Hear that `session` ended because of its peer, not because this node was told to end it."""
+    def _lost(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
+        """
+        Hear that `session` ended and is to be replaced: `failed` because of its peer, else because of what
+        this node reads of it.
+        """
 
     @abstractmethod
     def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
@@ -263,15 +266,15 @@ class TunnelEnd(ABC):
             return []
         left = pair.authentication.expires_at - self.time_of_day()
         if left <= 0:
-            return self.fail(session, "its certificate has expired", now)
+            return self.fail(session, "its certificate has expired", now, failed=False)
         then = now + min(left, CERTIFICATE_WATCH_INTERVAL)
         pair.expiry = self.agenda.at(then, lambda later: self._watch_certificate(pair, later))
         return []
 
-    def fail(self, session: Session, reason: str, now: float) -> list[Action]:
-        """End a session that is of no more use, and let the role look for another (R8)."""
+    def fail(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
+        """End a session that is of no more use, and let the role look for another (R8); see `_lost`."""
         actions = self.end(session, reason, now)
-        return actions + self._lost(session, reason, now)
+        return actions + self._lost(session, reason, now, failed=failed)
 
     def end(self, session: Session, reason: str, now: float) -> list[Action]:
         """End a session on our side, and tell the peer (DESIGN 6)."""
@@ -295,7 +298,7 @@ class TunnelEnd(ABC):
         actions: list[Action] = []
         for session in self.cache:
             if reason := self._objection(session):
-                actions += self.fail(session, reason, now)
+                actions += self.fail(session, reason, now, failed=False)
         for pair in list(self.cache.by_spi.values()):
             if pair.session is not None and self._objection(pair.session):
                 actions += self._close_pair(pair, now)
