@@ -167,14 +167,15 @@ class Client(TunnelEnd):
 
     def payload_sent(self, session: Session, now: float) -> Sequence[Action]:
         """See `rvpn.sealing.Router`."""
+        self.failover.first_packets.sent(session, now)
         return self.failover.liveness.payload(session, now)
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         actions = self.filter.open(datagrams, packets, now)
-        if self.failover.expecting:
+        if self.failover.first_packets:
             for session in self.filter.heard:
-                actions += self.failover.received(session, now)
+                actions += self.failover.first_packets.received(session, now)
         return actions
 
     def close(self, now: float) -> Sequence[Action]:

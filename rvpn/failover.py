@@ -18,7 +18,7 @@ from rvpn.agenda import Agenda, Appointment
 from rvpn.cluster import ClusterInUse, HoldDowns
 from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST, HeartbeatMode
 from rvpn.interfaces import Action, IPAddress, RandomSource
-from rvpn.journal import Change, Journal, told
+from rvpn.journal import Change, FirstPackets, Journal, told
 from rvpn.kms import KeyManagementService
 from rvpn.liveness import Asker, Liveness
 from rvpn.policy.model import Policy
@@ -72,8 +72,9 @@ class Failover:
         self._retries: dict[IPAddress, Appointment] = {}
         self._seeking: dict[str, Appointment] = {}
         self._seeks = Rate(SEEKS)
-        #: By cluster: what the first packet through its gateway completes.
-        self._expecting: dict[str, tuple[Session, Change, float]] = {}
+        self.first_packets = FirstPackets(self.liveness.with_payload)
+        #: By the targets of a tunnel entry: its cluster.
+        self._led_to: dict[tuple[IPAddress, IPAddress], str] = {}
 
     def read(self, policy: Policy, clusters: Iterable[ClusterInUse], now: float) -> None:
         """
@@ -84,15 +85,38 @@ class Failover:
         before = self.clusters
         self.clusters = {cluster.cluster.name: cluster for cluster in clusters}
         self._policy = policy
+        earlier = self._predecessors(policy)
         for name, cluster in self.clusters.items():
-            if name in before and not cluster.take_over(before[name]):
-                left = before[name].in_use
+            predecessor = before.pop(earlier.get(name, name), None)
+            if predecessor is not None and not cluster.take_over(predecessor):
+                left = predecessor.in_use
                 assert left is not None
                 self._vacate(cluster, left, "the policy no longer has it", now, failed=False)
         for session in self._cache:
             if not self.using(session):
                 self.liveness.unwatch(session)
         self.liveness.read(policy, now)
+
+    def _predecessors(self, policy: Policy) -> dict[str, str]:
+        """
+        Return which cluster that is gone each new one replaces: that to which its entries led before.
+
+        So AUTO goes on from one access server to the next, each a cluster of its own name (R15).
+        """
+        before, self._led_to = (
+            self._led_to,
+            {
+                (tunnel.first, tunnel.last): tunnel.cluster.name
+                for tunnel in policy.tunnels
+                if tunnel.cluster is not None
+            },
+        )
+        known, gone = set(before.values()), set(before.values()) - self.clusters.keys()
+        return {
+            name: before[targets]
+            for targets, name in self._led_to.items()
+            if name not in known and before.get(targets) in gone
+        }
 
     def resume(self, now: float) -> list[Action]:
         """Look for what the clusters of a policy just read again lack: gateways, standbys, keys."""
@@ -144,7 +168,7 @@ class Failover:
         change.taken = session.name
         change.switch = None if change.left is None else now - decided_at
         change.packets_meanwhile += cluster.waiting
-        self._expecting[cluster.cluster.name] = session, change, decided_at
+        self.first_packets.expect(session, change, decided_at if cluster.waiting else None)
         if not self.using(session):
             session.used_since = now
         cluster.in_use, cluster.vacancy = session, None
@@ -192,12 +216,9 @@ class Failover:
     def forget(self, session: Session) -> None:
         """Expect nothing more of a session that has ended."""
         self.liveness.unwatch(session)
-        for name in [name for name, (expected, *_) in self._expecting.items() if expected is session]:
-            del self._expecting[name]
+        self.first_packets.forget(session)
 
-    def _vacate(
-        self, cluster: ClusterInUse, left: Session, reason: str, now: float, *, failed: bool
-    ) -> None:
+    def _vacate(self, cluster: ClusterInUse, left: Session, reason: str, now: float, *, failed: bool) -> None:
         """Leave a cluster without a gateway; only one that failed took time to notice, and packets."""
         cluster.in_use = None
         cluster.vacancy, cluster.vacant_since = self._change(cluster, left, reason), now
@@ -273,21 +294,6 @@ class Failover:
     def told_status(self, session: Session, now: float) -> list[Action]:
         """Hear that a gateway's status has changed (X4)."""
         return self._reconsider(session, now) + self.alive(session, now)
-
-    def received(self, session: Session, now: float) -> list[Action]:
-        """Complete the journal's entries that wait for a packet through the gateway of `session`."""
-        actions: list[Action] = []
-        for name, (expected, change, decided_at) in list(self._expecting.items()):
-            if expected is session:
-                del self._expecting[name]
-                change.first_packet = now - decided_at
-                actions.append(told(change))
-        return actions
-
-    @property
-    def expecting(self) -> bool:
-        """Whether any entry of the journal waits for a packet."""
-        return bool(self._expecting)
 
     def network_changed(self, now: float) -> list[Action]:
         """

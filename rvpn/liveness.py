@@ -167,11 +167,12 @@ class Liveness:
         Do `act`, unless this client is DEFERRED: then with the next payload packet, once for each `key`.
         """
         if self.timing.mode is HeartbeatMode.DEFERRED:
-            self._with_payload(key, act)
+            self.with_payload(key, act)
             return []
         return list(act(now))
 
-    def _with_payload(self, key: Hashable, act: Act) -> None:
+    def with_payload(self, key: Hashable, act: Act) -> None:
+        """Do `act` with the next payload packet to a gateway in use, once for each `key`."""
         self._waiting[key] = act
         for session in self._watched:
             session.awaits_payload = True
@@ -188,4 +189,4 @@ class Liveness:
         if self.timing.mode is HeartbeatMode.INSTANT:
             self._agenda.at(now + BACKOFF_FIRST, act)
         else:
-            self._with_payload(key, act)
+            self.with_payload(key, act)

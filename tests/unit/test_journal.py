@@ -1,17 +1,22 @@
 """The failover journal: every change of gateway, why, and what it cost."""
 
 import json
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, HeartbeatMode
-from rvpn.interfaces import Event
+from rvpn.interfaces import Event, IPAddress
 from rvpn.journal import KEPT, Change, Journal, told
+from rvpn.policy.model import Cluster, Tunnel
 from tests.unit.simulation import DELAY, INNER, TARGET, Network, udp_packet
 
 OUT = udp_packet(INNER, TARGET, b"to the LAN")
 FIRST, SECOND = "198.51.100.21", "198.51.100.22"
+GATEWAYS = tuple(map(ip_address, (FIRST, SECOND, "198.51.100.23")))
+OTHER = ip_address("10.0.0.2")
 DEFER, RESPONSE = 0.25, 0.125
 BOUND = DEFER + 2 * RESPONSE
 STEP = 0.01
@@ -30,6 +35,11 @@ def connected(gateways: int = 2, **policy: Any) -> Network:
     network.send(network.client, OUT)
     network.run(1)
     return network
+
+
+def entries(name: str, gateways: tuple[IPAddress, ...]) -> tuple[Tunnel, ...]:
+    """Return the tunnel entries of a policy whose targets are behind one cluster."""
+    return (Tunnel(1, TARGET, OTHER, Cluster(name, gateways)),)
 
 
 def changes(network: Network) -> list[Change]:
@@ -158,6 +168,7 @@ class ChangeTests(SynchronousTestCase):
         network.echo = False
         network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
         network.run(0.1)
+        network.send(network.client, OUT)
         back = udp_packet(TARGET, INNER, b"")
         network.send(network.gateways[0], back)
         network.run(0.1)
@@ -165,6 +176,104 @@ class ChangeTests(SynchronousTestCase):
         network.send(network.gateways[1], back)
         network.run(0.1)
         self.assertIsNotNone(changes(network)[-1].first_packet)
+
+    def test_nobody_sends(self) -> None:
+        """An idle client misses nothing: the first packet counts from the first one that it sends."""
+        network = connected(standby=1)
+        network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
+        network.run(8)
+        self.assertIsNone(changes(network)[-1].first_packet)
+        network.send(network.client, OUT)
+        network.run(1)
+        self.near(changes(network)[-1].first_packet, 2 * DELAY, DELAY)
+
+    def test_nothing_was_sent(self) -> None:
+        """A packet that comes unasked completes the entry, and there is nothing to tell of it."""
+        network = connected(standby=1)
+        network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
+        network.run(8)
+        network.send(network.gateways[1], udp_packet(TARGET, INNER, b""))
+        network.run(1)
+        busy(network, 1)
+        self.assertIsNone(changes(network)[-1].first_packet)
+
+    def test_payload_elsewhere(self) -> None:
+        """What is sent to another cluster's gateway asks nothing of this one."""
+        first, second = Cluster("Cluster 1", GATEWAYS[:2]), Cluster("Cluster 2", GATEWAYS[2:])
+        entries = (Tunnel(1, TARGET, TARGET, first), Tunnel(2, OTHER, OTHER, second))
+        network = connected(3, standby=1, tunnels=entries)
+        network.send(network.client, udp_packet(INNER, OTHER, b""))
+        network.run(1)
+        network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
+        for _ in range(8):
+            network.send(network.client, udp_packet(INNER, OTHER, b""))
+            network.run(1)
+        network.send(network.client, OUT)
+        network.run(1)
+        self.assertEqual(changes(network)[-1].cluster, "Cluster 1")
+        self.near(changes(network)[-1].first_packet, 2 * DELAY, DELAY)
+
+
+class ReadAgainTests(SynchronousTestCase):
+    """What a policy read again does to the gateway in use: it did not fail, and nobody had to notice it."""
+
+    def reload(self, network: Network, **changed: Any) -> None:
+        """Have the client read another policy."""
+        policy = replace(network.client.node._policy, **changed)
+        network.act(network.client, network.client.node.reload(policy, network.now))
+
+    def test_left_out(self) -> None:
+        """A gateway that the cluster no longer has."""
+        network = connected()
+        network.run(7)
+        self.reload(network, tunnels=entries("Cluster 1", GATEWAYS[1:2]))
+        busy(network, 1)
+        change = changes(network)[-1]
+        self.assertEqual((change.left, change.taken), (FIRST, SECOND))
+        self.assertEqual((change.reason, change.detection), ("the policy no longer has it", None))
+
+    def test_other_key(self) -> None:
+        """A gateway whose key the policy no longer has."""
+        network = connected()
+        network.run(7)
+        peers = network.client.node._policy.peers
+        self.reload(network, peers={**peers, GATEWAYS[0]: peers[GATEWAYS[1]]})
+        busy(network, 1)
+        change = changes(network)[-1]
+        self.assertEqual((change.left, change.detection), (FIRST, None))
+
+    def test_access_server(self) -> None:
+        """R15: where AUTO stands for another access server now, that one follows the one before."""
+        network = connected(tunnels=entries(FIRST, GATEWAYS[:1]))
+        self.reload(network, tunnels=entries(SECOND, GATEWAYS[1:2]))
+        busy(network, 1)
+        change = changes(network)[-1]
+        self.assertEqual((change.cluster, change.left, change.taken), (SECOND, FIRST, SECOND))
+        self.assertEqual((change.reason, change.detection), ("the policy no longer has it", None))
+
+    def test_access_server_lost(self) -> None:
+        """R15: so it does where the one before was lost with its network, and packets wait."""
+        network = connected(tunnels=entries(FIRST, GATEWAYS[:1]))
+        network.gateways[0].alive = False
+        busy(network, 1)
+        waiting = network.client.node.failover.clusters[FIRST].waiting
+        self.reload(network, tunnels=entries(SECOND, GATEWAYS[1:2]))
+        network.run(1)
+        change = changes(network)[-1]
+        self.assertEqual((change.left, change.taken), (FIRST, SECOND))
+        self.assertEqual(change.reason, "two heartbeats without an answer")
+        self.assertGreater(waiting, 0)
+        self.assertGreaterEqual(change.packets_meanwhile, waiting)
+
+    def test_cluster_that_stays(self) -> None:
+        """A cluster to which other entries lead keeps its gateway; the new one begins anew."""
+        shared, other = Cluster("Cluster 1", GATEWAYS[:1]), Cluster(SECOND, GATEWAYS[1:2])
+        stays = Tunnel(1, OTHER, OTHER, shared)
+        network = connected(tunnels=(stays, Tunnel(2, TARGET, TARGET, shared)))
+        self.reload(network, tunnels=(stays, Tunnel(2, TARGET, TARGET, other)))
+        busy(network, 1)
+        change = changes(network)[-1]
+        self.assertEqual((change.cluster, change.left, change.taken), (SECOND, None, SECOND))
 
 
 class JournalTests(SynchronousTestCase):
