@@ -12,11 +12,11 @@ What is sent and decided here comes back as actions; `Client` carries the packet
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rvpn.agenda import Agenda, Appointment
 from rvpn.cluster import ClusterInUse, HoldDowns
-from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST, HeartbeatMode
+from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST, CONFIRM_SHARE, HeartbeatMode
 from rvpn.interfaces import Action, IPAddress, RandomSource
 from rvpn.journal import Change, FirstPackets, Journal, told
 from rvpn.kms import KeyManagementService
@@ -129,21 +129,29 @@ class Failover:
             actions += self._keep_standbys(cluster, now)
         return actions
 
-    def promise(self, now: float) -> dict[str, str | float]:
+    def promise(self, now: float) -> dict[str, Any]:
         """
-        Return how soon the policy lets a failed gateway be left: defer + 2 x response (R7).
+        Return how soon the policy lets a failed gateway be left, defer + 2 x response (R7), and replaced.
 
-        Where the times are `auto` (X7) they are those of the slowest gateway in use.
+        Where the times are `auto` (X7) they are those of the slowest gateway in use, None if there is none.
+        `confirm_bound` holds where packets arrive and ours do not (X8), `switch` is what it takes from there
+        until another gateway is in use (R3, X1); None: never.
         """
-        timing = self.liveness.timing
+        timing, policy = self.liveness.timing, self._policy
         detectors = [session.detector for session in self._cache if session.detector is not None]
-        response = max((detector.response for detector in detectors), default=timing.response or 0.0)
-        defer = max((detector.defer(now) for detector in detectors), default=timing.defer or 0.0)
+        response = max((detector.response for detector in detectors), default=timing.response)
+        defer = max((detector.defer(now) for detector in detectors), default=timing.defer)
+        answer = max(response or 0.0, CONFIRM_SHARE * timing.confirm if timing.response is None else 0.0)
+        others = max((len(cluster.order) - 1 for cluster in self.clusters.values()), default=0)
         return {
             "mode": timing.mode.value,
             "defer": defer,
             "response": response,
-            "bound": defer + 2 * response,
+            "bound": None if defer is None or response is None else defer + 2 * response,
+            "confirm": timing.confirm,
+            "confirm_bound": timing.confirm + 2 * answer if timing.confirm else None,
+            "standby": policy.standby,
+            "switch": None if not others else 0.0 if policy.standby else others * policy.exchange_time,
         }
 
     def of(self, gateway: IPAddress) -> Iterator[ClusterInUse]:

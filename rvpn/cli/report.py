@@ -1,14 +1,17 @@
 """The status of a service as text for people: headline, clusters, a line per session, offloads, drops."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import localtime, strftime
 from typing import Any
 
 Status = dict[str, Any]
 _Column = tuple[str, Callable[[Status], str]]
 
-_IN_USE: _Column = ("IN USE", lambda session: "yes" if session["in_use"] else "")
-_GATEWAY: _Column = ("GATEWAY", lambda session: session["gateway"])
+_CLIENT: tuple[_Column, ...] = (
+    ("GATEWAY", lambda session: session["gateway"]),
+    ("IN USE", lambda session: "yes" if session["in_use"] else ""),
+    ("STATUS", lambda session: session["status"]),
+)
 _ENDPOINT: _Column = ("ENDPOINT", lambda session: session["endpoint"])
 _COMMON: tuple[_Column, ...] = (
     ("INNER", lambda session: " ".join(session["inner_addresses"])),
@@ -44,7 +47,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 def text(status: Status) -> str:
     """Return the report on one service. A status of another shape raises what the access to it raises."""
-    columns = (_GATEWAY, _IN_USE, *_COMMON) if status["role"] == "client" else (_ENDPOINT, *_COMMON)
+    columns = (*_CLIENT, *_COMMON) if status["role"] == "client" else (_ENDPOINT, *_COMMON)
     return "\n".join(
         [
             f"{status['role']} (rvpn {status['version']}), up {duration(status['uptime'])}, "
@@ -78,26 +81,79 @@ def explained(status: Status) -> str:
     """Return the report, and with it what the policy promises of a failover and what was measured (R7)."""
     if status["role"] != "client":
         return text(status)
-    promise = status["promise"]
+    lines = [*_section("promise", _promised(status["promise"])), *_measured(status["failovers"])]
+    return "\n".join([text(status), *lines])
+
+
+def _promised(promise: Status) -> Iterator[str]:
+    """Say how soon a failed gateway is left (R7, X8), and another one used (R3, X1)."""
     if promise["mode"] == "NONE":
-        lines = ["heartbeats are off (Heartbeat = NONE): no failure is noticed before the keys expire"]
+        yield "heartbeats are off (Heartbeat = NONE): no failure is noticed before the keys expire"
+    elif promise["bound"] is None:
+        yield "the heartbeats' times are auto, and nothing is measured while no gateway is in use"
     else:
-        lines = [
+        yield (
             f"a failed gateway is left within {_seconds(promise['bound'])} of its last packet: "
             f"{_seconds(promise['defer'])} of silence, then "
             f"2 heartbeats of {_seconds(promise['response'])} each"
-        ]
+        )
+        yield _one_way(promise)
         if promise["mode"] == "DEFERRED":
-            lines.append("the first heartbeat waits for a packet of yours (Heartbeat = DEFERRED)")
-    detected = [change["detection"] for change in status["failovers"] if change["detection"] is not None]
-    if detected:
-        fastest, slowest = _seconds(min(detected)), _seconds(max(detected))
-        lines.append(f"gateways lost in this run: {len(detected)}, noticed after {fastest} to {slowest}")
-    return "\n".join([text(status), *_section("promise", lines)])
+            yield "the first heartbeat waits for a packet of yours (Heartbeat = DEFERRED)"
+    if promise["switch"] is None:
+        yield "there is no other gateway to go on with"
+    elif promise["standby"]:
+        yield f"then a standby is used at once (Standby = {promise['standby']})"
+    else:
+        yield (
+            f"then another one is used within {_seconds(promise['switch'])}, if one lives: "
+            "it has to give keys first (Standby = 0)"
+        )
+
+
+def _one_way(promise: Status) -> str:
+    """Say what holds where only the way out is cut (X8)."""
+    if promise["confirm_bound"] is None:
+        return "if only the way to it is cut, never (HeartbeatConfirmTime = 0)"
+    answer = (promise["confirm_bound"] - promise["confirm"]) / 2
+    return (
+        f"if only the way to it is cut, within {_seconds(promise['confirm_bound'])}: "
+        f"{_seconds(promise['confirm'])} (HeartbeatConfirmTime), then 2 heartbeats of {_seconds(answer)} each"
+    )
+
+
+def _measured(failovers: Sequence[Status]) -> list[str]:
+    """Tell what the gateways lost in this run took, as far as the journal goes back."""
+    lost = [change for change in failovers if change["detection"] is not None]
+    if not lost:
+        return ["measured: no gateway was lost in this run"]
+    noticed, switched, first = (
+        _range(change[key] for change in lost) for key in ("detection", "switch", "first_packet")
+    )
+    return [
+        f"measured: {many(len(lost), 'gateway')} lost in this run",
+        f"  noticed after {noticed}",
+        f"  another one in use after {switched} more",
+        f"  its first packet after {first}",
+    ]
+
+
+def _range(times: Iterable[float | None]) -> str:
+    """Write the shortest and the longest of these times."""
+    known = [time for time in times if time is not None]
+    if not known:
+        return "-"
+    fastest, slowest = _seconds(min(known)), _seconds(max(known))
+    return fastest if fastest == slowest else f"{fastest} to {slowest}"
+
+
+def many(count: int, thing: str) -> str:
+    """Write how many of a thing there are."""
+    return f"1 {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _packets(count: int) -> str:
-    return "1 packet" if count == 1 else f"{count:,} packets"
+    return many(count, "packet")
 
 
 def _or_none(seconds: float | None) -> str:

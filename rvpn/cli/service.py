@@ -1,8 +1,8 @@
-"""`rvpn status` and `rvpn reload`: talk to the services on this machine through their control sockets."""
+"""`rvpn status`, `reload`, `drain`, `undrain`: ask the services on this machine by their control sockets."""
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from rvpn.policy import load
 
 #: Seconds that a service may take; reading a policy of thousands of entries is not done in a moment.
 STATUS_TIME, RELOAD_TIME = 5.0, 30.0
+#: Who can be drained.
+_DRAINED = (Role.GATEWAY,)
 
 
 def register(commands: Subparsers) -> None:
@@ -49,25 +51,25 @@ def register(commands: Subparsers) -> None:
         description="Ask the clients of the gateway on this machine to move to other gateways, and take no "
         "new ones. When `rvpn status` shows no traffic any more it can be stopped without losing a packet.",
     )
-    _add_place(drain)
+    _add_place(drain, _DRAINED)
     drain.set_defaults(run=_drain)
     undrain = commands.add_parser(
         "undrain",
         help="end a drain",
         description="Let clients use the gateway on this machine again.",
     )
-    _add_place(undrain)
+    _add_place(undrain, _DRAINED)
     undrain.set_defaults(run=_undrain)
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser, roles: Collection[Role] = tuple(Role)) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--socket",
         metavar="PATH",
         help="the service's control socket (default: "
-        + " and ".join(DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in Role)
-        + ", whichever exists)",
+        + " and ".join(DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in roles)
+        + ", where it exists)",
     )
     place.add_argument("--policy", metavar="FILE", help="take the control socket from this policy")
 
@@ -84,12 +86,13 @@ def _drain(options: argparse.Namespace) -> int:
         options,
         "drain",
         STATUS_TIME,
-        lambda answer: f"draining: {answer['sessions']} sessions are asked to move",
+        lambda answer: f"draining: {report.many(answer['sessions'], 'client')} asked to move",
+        roles=_DRAINED,
     )
 
 
 def _undrain(options: argparse.Namespace) -> int:
-    return _ask_each(options, "undrain", STATUS_TIME, lambda _: "no longer draining")
+    return _ask_each(options, "undrain", STATUS_TIME, lambda _: "no longer draining", roles=_DRAINED)
 
 
 def _reload(options: argparse.Namespace) -> int:
@@ -102,10 +105,14 @@ def _ask_each(
     timeout: float,
     show: Callable[[dict[str, Any]], str],
     between: str = "\n",
+    roles: Collection[Role] = tuple(Role),
 ) -> int:
-    """Print every service's answer; one that fails does not hide the others, but decides the exit code."""
+    """
+    Print the answer of every service of these roles; one that fails does not hide the others, but decides the
+    exit code.
+    """
     code, shown = 0, []
-    for path in _sockets(options):
+    for path in _sockets(options, roles):
         try:
             shown.append(show(ask(path, command, timeout)))
         except LocalError as error:
@@ -119,7 +126,7 @@ def _ask_each(
     return code
 
 
-def _sockets(options: argparse.Namespace) -> list[str]:
+def _sockets(options: argparse.Namespace, roles: Collection[Role]) -> list[str]:
     """Return the control sockets to ask. Raises `LocalError` if none is named and none exists."""
     if options.socket:
         return [options.socket]
@@ -127,8 +134,9 @@ def _sockets(options: argparse.Namespace) -> list[str]:
         named = load(policyfile.read(options.policy), options.policy).control_socket
         if named:
             return [keyfile.beside(options.policy, named)]
-    defaults = [DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in Role]
+    defaults = [DEFAULT_CONTROL_SOCKET.format(role=role.value) for role in roles]
     existing = [path for path in defaults if Path(path).exists()]
     if not existing:
-        raise LocalError(f"no service runs here: neither {' nor '.join(defaults)} exists")
+        names = " or ".join(role.value for role in roles)
+        raise LocalError(f"no {names} runs here: there is no {' nor '.join(defaults)}")
     return existing

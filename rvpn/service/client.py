@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import NoReturn
 
 from rvpn.client import Client
 from rvpn.constants import LINK_MTU, MIN_TUNNEL_MTU, Role
@@ -15,6 +16,7 @@ from rvpn.net.netlink import OuterPath
 from rvpn.policy import Policy, TunnelIndex
 from rvpn.policy.auto import resolve_auto
 from rvpn.service.configuration import Configuration
+from rvpn.service.control import Command
 from rvpn.service.tunnel import TunnelService
 from rvpn.state import StateDirectory
 
@@ -28,6 +30,10 @@ class ClientService(TunnelService[Client]):
     role = Role.CLIENT
     _server: IPAddress | None = None
     _inner_addresses: tuple[IPAddress, ...] = ()
+
+    @property
+    def _commands(self) -> dict[str, Command]:
+        return {**super()._commands, "drain": for_gateways, "undrain": for_gateways}
 
     def _prepare_host(self, policy: Policy) -> int:
         policy = self._resolved(policy)
@@ -120,6 +126,11 @@ class ClientService(TunnelService[Client]):
         except LocalError as error:
             # The clock gives a newer one after a restart, unless it goes back.
             self._log.error("the ownership generation is not saved: {error}", error=str(error))
+
+
+def for_gateways() -> NoReturn:
+    """Refuse to be drained. Raises `LocalError`."""
+    raise LocalError("this is a client; drain and undrain are for gateways, whose clients they move away")
 
 
 def _gateways(policy: Policy) -> set[IPAddress]:

@@ -5,17 +5,19 @@ import os
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn import __version__, keyfile, policyfile
 from rvpn.cli import main, report, service
 from rvpn.errors import LocalError
+from rvpn.journal import Change
 from rvpn.lab import holder, impair, sniffer, traffic
 
 SESSION = {
@@ -32,6 +34,7 @@ SESSION = {
     "packets_in": 1034,
     "packets_out": 7,
     "in_use": True,
+    "status": "ok",
     "authentication": {"mechanism": "noise", "group": "x25519", "cipher": "ChaCha20-Poly1305"},
 }
 STATUS = {
@@ -300,7 +303,8 @@ class ServiceTests(SynchronousTestCase):
         lines = outcome.out.splitlines()
         self.assertEqual(lines[0], f"client (rvpn {__version__}), up 2h13m, device rvpn0, MTU 1426")
         self.assertRegex(
-            outcome.out, r"198\.51\.100\.21 +yes +10\.8\.0\.2 +2h03m +3m21s +0\.4s +1,034 packets +1\.2 MiB"
+            outcome.out,
+            r"198\.51\.100\.21 +yes +ok +10\.8\.0\.2 +2h03m +3m21s +0\.4s +1,034 packets +1\.2 MiB",
         )
         self.assertIn("no-session  12", outcome.out)
         self.assertNotIn("replayed", outcome.out)
@@ -310,6 +314,28 @@ class ServiceTests(SynchronousTestCase):
         text = report.text(STATUS)
         self.assertIn("\n  rvpn0      checksum, TSO4 in use; USO4 off\n", text)
         self.assertIn("\n  socket full  1,234\n", text)
+
+    def test_status_of_gateways(self) -> None:
+        """X4: the report tells what each gateway says of itself."""
+        sessions = [{**SESSION, "status": status} for status in ("draining", "lan-down")]
+        text = report.text({**STATUS, "sessions": sessions})
+        for status in ("draining", "lan-down"):
+            self.assertRegex(text, rf"198\.51\.100\.21 +yes +{status} ")
+
+    def test_drain(self) -> None:
+        """`drain` says how many clients it asks, and asks gateways alone, where none is named."""
+        directory = self.mktemp()
+        Path(directory).mkdir()
+        self.patch(service, "DEFAULT_CONTROL_SOCKET", f"{directory}/{{role}}.sock")
+        for role in ("client", "gateway"):
+            Path(f"{directory}/{role}.sock").touch()
+        self.answer(**{f"{directory}/gateway.sock": {"sessions": 1}})
+        self.assertEqual(rvpn("drain"), Outcome(0, "draining: 1 client asked to move\n", ""))
+        self.assertEqual(rvpn("undrain"), Outcome(0, "no longer draining\n", ""))
+        self.answer(sock={"sessions": 1200})
+        self.assertIn("1,200 clients asked", rvpn("drain", "--socket", "sock").out)
+        Path(f"{directory}/gateway.sock").unlink()
+        self.assertRegex(rvpn("drain").err, r"\Arvpn: error: no gateway runs here: [^\n]*\n\Z")
 
     def test_columns(self) -> None:
         """Values stand under their titles, whatever their lengths."""
@@ -370,7 +396,7 @@ class ServiceTests(SynchronousTestCase):
         self.patch(service, "DEFAULT_CONTROL_SOCKET", f"{directory}/{{role}}.sock")
         none = rvpn("status")
         self.assertEqual(none.code, 1)
-        self.assertRegex(none.err, r"\Arvpn: error: no service runs here: [^\n]*\n\Z")
+        self.assertRegex(none.err, r"\Arvpn: error: no client or gateway runs here: [^\n]*\n\Z")
         for role in ("client", "gateway"):
             Path(f"{directory}/{role}.sock").touch()
         self.answer(
@@ -394,6 +420,66 @@ class ServiceTests(SynchronousTestCase):
         outcome = rvpn("status", "--policy", path)
         self.assertEqual((outcome.code, outcome.out), (1, ""))
         self.assertRegex(outcome.err, rf"\A(rvpn: error: {path}:[0-9]+: error: [^\n]+\n)+\Z")
+
+
+class ExplainTests(SynchronousTestCase):
+    """`status --explain`: what the policy promises of a failover, and what was measured."""
+
+    promise: ClassVar[dict[str, object]] = {
+        "mode": "INSTANT",
+        "defer": 0.1,
+        "response": 0.05,
+        "bound": 0.2,
+        "confirm": 10.0,
+        "confirm_bound": 10.1,
+        "standby": 1,
+        "switch": 0.0,
+    }
+
+    def explained(self, failovers: Iterable[Change] = (), **promise: object) -> str:
+        """Return what is said of a promise with these values."""
+        journal = [asdict(change) for change in failovers]
+        return report.explained({**STATUS, "promise": self.promise | promise, "failovers": journal})
+
+    def test_bounds(self) -> None:
+        """R7, X8: silence, and what holds where only the way out is cut; then the switch (X1)."""
+        text = self.explained()
+        for words in (
+            "left within 200 ms of its last packet: 100 ms of silence, then 2 heartbeats of 50 ms each",
+            "is cut, within 10.10 s: 10.00 s (HeartbeatConfirmTime), then 2 heartbeats of 50 ms",
+            "then a standby is used at once",
+            "measured: no gateway was lost",
+        ):
+            self.assertIn(words, text)
+
+    def test_other_policies(self) -> None:
+        """Each setting that makes a difference is told in words of its own."""
+        for promise, words in (
+            ({"mode": "NONE"}, "heartbeats are off"),
+            ({"mode": "DEFERRED"}, "waits for a packet of yours"),
+            ({"defer": None, "response": None, "bound": None}, "nothing is measured"),
+            ({"confirm": 0.0, "confirm_bound": None}, "HeartbeatConfirmTime = 0"),
+            ({"standby": 0, "switch": 4.0}, "another one is used within 4.00 s, if one lives"),
+            ({"switch": None}, "no other gateway"),
+        ):
+            self.assertIn(words, self.explained(**promise))
+        self.assertNotIn("0 ms", self.explained(defer=None, response=None, bound=None, switch=None))
+
+    def test_measured(self) -> None:
+        """Of the gateways that were lost: detection, switch and first packet; others are not counted."""
+        lost = Change(1.0, "1", "a", "b", "two heartbeats", detection=0.15, switch=0.0, first_packet=0.03)
+        slow = replace(lost, detection=0.2, switch=1.5, first_packet=None)
+        moved = replace(lost, detection=None, first_packet=9.0)
+        lines = self.explained([lost, slow, moved]).splitlines()
+        measured = lines[lines.index("measured: 2 gateways lost in this run") + 1 :]
+        self.assertEqual(
+            [line.strip() for line in measured],
+            [
+                "noticed after 150 ms to 200 ms",
+                "another one in use after 0 ms to 1.50 s more",
+                "its first packet after 30 ms",
+            ],
+        )
 
 
 class UnitTests(SynchronousTestCase):

@@ -15,7 +15,7 @@ from rvpn.journal import Change
 from rvpn.keyexchange import parameters
 from rvpn.lost_keys import NOTICE_SIZE
 from rvpn.policy import Severity, check
-from rvpn.service.client import ClientService
+from rvpn.service.client import ClientService, for_gateways
 from rvpn.service.gateway import GatewayService
 from rvpn.session_control import CONTROL_SIZE, Kind, Status
 from tests.unit.simulation import INNER, TARGET, Network, udp_packet
@@ -90,7 +90,8 @@ class OperationsTests(SynchronousTestCase):
 
     def test_commands(self) -> None:
         """The table of commands has exactly those that the control sockets take, and whose they are."""
-        client = set(ClientService("client.policy", None)._commands)
+        commands = ClientService("client.policy", None)._commands
+        client = {name for name, command in commands.items() if command is not for_gateways}
         gateway = set(GatewayService("gateway.policy", None)._commands)
         whose = {command: "both" if command in client else "gateway" for command in client | gateway}
         rows = table(section(self.page, "Commands"), "command")

@@ -187,6 +187,16 @@ class ReloadTests(SynchronousTestCase):
             network.run(5)
             self.assertEqual((self.in_use(network), network.control(Kind.CLOSE)), (0, NOTHING), members)
 
+    def test_renamed(self) -> None:
+        """R1: so it does where the cluster has another name."""
+        network = self.connected()
+        session = network.client.node.failover.clusters["Cluster 1"].in_use
+        renamed = Cluster("Cluster 9", network.client_policy.clusters[0].members)
+        tunnels = tuple(replace(tunnel, cluster=renamed) for tunnel in network.client_policy.tunnels)
+        self.reload(network, clusters=(renamed,), tunnels=tunnels)
+        self.assertIs(network.client.node.failover.clusters["Cluster 9"].in_use, session)
+        self.assertEqual(len(network.client.node.failover.journal.changes), 1)
+
     def test_removed_in_use(self) -> None:
         """R8: if the gateway in use is gone, the client tells it and goes on with another, idle as it is."""
         for standby in (0, 1):
@@ -223,9 +233,9 @@ class ReloadTests(SynchronousTestCase):
         network = self.connected()
         clusters = network.client.node.failover.clusters
         session = clusters["Cluster 1"].in_use
-        renamed = Cluster("Cluster 9", network.client_policy.clusters[0].members)
-        tunnels = tuple(replace(tunnel, cluster=renamed) for tunnel in network.client_policy.tunnels)
-        self.reload(network, clusters=(renamed,), tunnels=tunnels)
+        other = Cluster("Cluster 9", network.client_policy.clusters[0].members)
+        elsewhere = ip_address("10.0.0.9")
+        self.reload(network, clusters=(other,), tunnels=(Tunnel(2, elsewhere, elsewhere, other),))
         network.run(5)
         self.assertIs(network.client.node.cache.get(network.gateways[0].endpoint.address), session)
         self.assertEqual(network.control(Kind.HEARTBEAT), NOTHING)
