@@ -129,6 +129,9 @@ RESPONSE_UNMEASURED = 1.0
 #: Seconds of silence before a heartbeat with `auto`: at least, and without payload for IDLE_AFTER (X7).
 AUTO_DEFER_FLOOR, AUTO_DEFER_IDLE = 0.025, 1.0
 IDLE_AFTER = 10.0
+#: Round trips that a client asks for, while packets arrive, to know an `auto` response time (X7): so many
+#: forget a first sample that was fifteen times too long.
+SAMPLES = 24
 #: Seconds by which a deadline may be missed before the miss is held against ourselves (R7).
 LATE = 0.001
 #: Heartbeats of one detector whose answers are still waited for.

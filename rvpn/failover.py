@@ -182,6 +182,8 @@ class Failover:
         cluster.in_use, cluster.vacancy = session, None
         if left is not None and not self.using(left):
             self.liveness.unwatch(left)
+        if cluster.waiting:
+            self.liveness.active(now)
         self.liveness.watch(session, now)
         # The claim goes first, so that the answers to the packets behind it find their way back.
         actions = [told(change), *self._mover.claim(session, now)]

@@ -24,6 +24,7 @@ from rvpn.constants import (
     OUTSTANDING_HEARTBEATS,
     RESPONSE_FLOOR,
     RESPONSE_UNMEASURED,
+    SAMPLES,
     HeartbeatMode,
 )
 
@@ -70,9 +71,12 @@ class Timing:
 class RoundTrip:
     """
     Smoothed round-trip time as RFC 6298 section 2 has it, but for its minimum of 1 s and the doubling (X7).
+
+    `asked` counts the heartbeats that asked for a sample.
     """
 
     def __init__(self) -> None:
+        self.asked = 0
         self.smoothed: float | None = None
         self._variation = 0.0
         self._guessed = True
@@ -91,6 +95,11 @@ class RoundTrip:
             self.smoothed += (seconds - self.smoothed) / 8
 
     @property
+    def settled(self) -> bool:
+        """Whether there were samples enough for the variation to have fallen to what it is."""
+        return self.asked >= SAMPLES
+
+    @property
     def timeout(self) -> float | None:
         """Return SRTT + 4 RTTVAR, at least RESPONSE_FLOOR; None before the first sample."""
         if self.smoothed is None:
@@ -102,7 +111,8 @@ class FailureDetector:
     """
     Watches the gateway of one session from the moment it is in use.
 
-    `shortest_defer` is the gateway's lower limit for the time between heartbeats (X7).
+    `shortest_defer` is the gateway's lower limit for the time between heartbeats (X7). `active_at` is when
+    payload was last seen to go out, by this detector or the one before it.
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class FailureDetector:
         session: Observed,
         round_trip: RoundTrip,
         now: float,
+        active_at: float,
         shortest_defer: float = 0.0,
     ) -> None:
         self._timing = timing
@@ -118,7 +129,8 @@ class FailureDetector:
         self._round_trip = round_trip
         self._shortest_defer = shortest_defer
         self._state = _State.QUIET
-        self._since = self._answered_at = self._active_at = now
+        self.active_at = active_at
+        self._since = self._answered_at = now
         self._packets_seen = self._packets_at_answer = session.packets_out
         self._outstanding: dict[int, float] = {}
         self._tries = 0
@@ -142,7 +154,7 @@ class FailureDetector:
         """
         if self._timing.defer is not None:
             return max(self._timing.defer, self._shortest_defer)
-        if now - self._active_at >= IDLE_AFTER:
+        if now - self.active_at >= IDLE_AFTER:
             return max(AUTO_DEFER_IDLE, self._shortest_defer)
         return max(AUTO_DEFER_FLOOR, 2 * self.response, self._shortest_defer)
 
@@ -152,8 +164,7 @@ class FailureDetector:
             return None
         if self._state is _State.ASKED:
             return min(self._answer_due, self._look_at)
-        silence = self._last_sign + self.defer(self._last_sign)
-        return min(silence, self._confirm_at) if self._confirm_at is not None else silence
+        return self._heartbeat_due
 
     @property
     def wants_payload(self) -> bool:
@@ -175,6 +186,29 @@ class FailureDetector:
         return max(self._session.received_at, self._since)
 
     @property
+    def _silent_at(self) -> float:
+        """When the gateway will have been silent for HeartbeatDeferTime (R6)."""
+        return self._last_sign + self.defer(self._last_sign)
+
+    @property
+    def _heartbeat_due(self) -> float:
+        return min(time for time in (self._silent_at, self._confirm_at, self._sample_at) if time is not None)
+
+    @property
+    def _sample_at(self) -> float | None:
+        """
+        When an answer is due although packets arrive, for a response time that is `auto` and not known yet.
+
+        So a gateway that has come into use is asked for round trips one after another, if there is payload
+        (X7).
+        """
+        asked_at = max(self._sent_at, self._answered_at)
+        idle = asked_at - self.active_at >= IDLE_AFTER
+        if self._timing.response is not None or self._round_trip.settled or idle:
+            return None
+        return asked_at + max(AUTO_DEFER_FLOOR, self._shortest_defer)
+
+    @property
     def _confirm_at(self) -> float | None:
         """When an answer is due although packets arrive: what was sent may go nowhere (X8)."""
         if not self._timing.confirm or self._session.packets_out == self._packets_at_answer:
@@ -193,7 +227,16 @@ class FailureDetector:
         if not self._only_answer_counts or self._timing.response is not None:
             return self._deadline
         patience = self._sent_at + CONFIRM_SHARE * self._timing.confirm
-        return max(self._deadline, min(patience, self._last_sign + self.defer(self._last_sign)))
+        return max(self._deadline, min(patience, self._silent_at))
+
+    def _needs_no_answer(self, now: float) -> bool:
+        """
+        Tell whether packets do for an answer: one after the heartbeat, or one that is not old enough for the
+        heartbeat to have been due but for its round trip.
+        """
+        if self._only_answer_counts:
+            return False
+        return self._session.received_at > self._asked_at or (not self._hinted and now < self._silent_at)
 
     # --- what happens ---------------------------------------------------------------------------------------
 
@@ -201,12 +244,12 @@ class FailureDetector:
         """Decide what is due."""
         deadline = self.deadline()
         if self._session.packets_out != self._packets_seen:
-            self._packets_seen, self._active_at = self._session.packets_out, now
+            self._packets_seen, self.active_at = self._session.packets_out, now
         if deadline is None or now < deadline:
             return Verdict.NOTHING
         if self._state is _State.QUIET:
             return self._silence(now)
-        if not self._only_answer_counts and self._session.received_at > self._asked_at:
+        if self._needs_no_answer(now):
             self._rest()
             return Verdict.NOTHING
         if now < self._answer_due:
@@ -240,7 +283,7 @@ class FailureDetector:
 
     def payload(self, now: float) -> Verdict:
         """Hear that a payload packet was just sent; called only while `wants_payload`."""
-        if not self._only_answer_counts and not self._hinted and now < self._last_sign + self.defer(now):
+        if not self._only_answer_counts and not self._hinted and now < self._heartbeat_due:
             self._rest()
             return Verdict.NOTHING
         return self._ask(now)
@@ -250,6 +293,7 @@ class FailureDetector:
             self._asked_at = now
         self._state = _State.ASKED
         self._tries += 1
+        self._round_trip.asked += 1
         self._late = False
         self._sent_at = now
         self._deadline = now + self._wait()

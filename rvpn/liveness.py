@@ -45,6 +45,7 @@ class Liveness:
         self._watched: dict[Session, Appointment | None] = {}
         self._probes: dict[Session, tuple[int, float]] = {}
         self._waiting: dict[Hashable, Act] = {}
+        self._active_at = float("-inf")
 
     def read(self, policy: Policy, now: float) -> None:
         """Go on by a policy just read: gateways that are watched get new detectors."""
@@ -60,18 +61,28 @@ class Liveness:
 
     # --- gateways in use ----------------------------------------------------------------------------------
 
+    def active(self, now: float) -> None:
+        """Hear that there is payload: gateways that come into use are watched closely (X7)."""
+        self._active_at = now
+
     def watch(self, session: Session, now: float) -> None:
-        """Watch a gateway that has come into use, if it is not watched yet (R6)."""
+        """
+        Watch a gateway that has come into use, if it is not watched yet (R6).
+
+        A client that is idle stays so: a change of gateway is no payload (X7).
+        """
         if session.detector is not None:
             return
         self._probes.pop(session, None)
         session.detector = FailureDetector(
-            self.timing, session, session.round_trip, now, session.shortest_defer
+            self.timing, session, session.round_trip, now, self._active_at, session.shortest_defer
         )
         self.rearm(session)
 
     def unwatch(self, session: Session) -> None:
         """Ask a gateway no more, and expect no answer: it is in use no longer, or the session ended (R6)."""
+        if session.detector is not None:
+            self._active_at = max(self._active_at, session.detector.active_at)
         session.detector = None
         session.awaits_payload = False
         self._probes.pop(session, None)

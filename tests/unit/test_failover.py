@@ -417,6 +417,63 @@ class LimitTests(SynchronousTestCase):
         self.assertGreater(len(network.control(Kind.HEARTBEAT)), 20)
 
 
+class FirstSecondsTests(SynchronousTestCase):
+    """A gateway that has just come into use, with `auto` times (X7)."""
+
+    def auto(self, **policy: Any) -> Network:
+        """Return a network with `auto` times whose key exchanges take long, and first answers longer."""
+        network = build(3, standby=1, heartbeat_defer_time=None, heartbeat_response_time=None, **policy)
+        begun = network.now
+
+        def slow_at_first(datagram: bytes, *_: Endpoint) -> tuple[float, ...]:
+            slow = datagram[:4] == KEY_EXCHANGE_MARKER or network.now < begun + 0.05
+            return (0.01 if slow else DELAY,)
+
+        network.wire = slow_at_first
+        return network
+
+    def busy(self, network: Network, seconds: float, expected: int) -> float:
+        """Send a packet each 5 ms until another gateway than the one expected is used; return when."""
+        network.echo = True
+        for _ in range(round(seconds / 0.005)):
+            network.send(network.client, OUT)
+            network.run(0.005)
+            if in_use(network) not in (None, expected):
+                break
+        return network.now
+
+    def test_first_gateway(self) -> None:
+        """X7: a second after the first packet a dead gateway is left as fast as ever."""
+        network = self.auto()
+        died = self.busy(network, 1.0, 0)
+        self.assertAlmostEqual(float(network.client.node.failover.promise(network.now)["bound"]), 0.045)
+        network.gateways[0].alive = False
+        self.assertLess(self.busy(network, 1.0, 0) - died, 0.06)
+
+    def test_standby(self) -> None:
+        """X7: so is a standby that was taken over a second ago."""
+        network = self.auto()
+        self.busy(network, 1.0, 0)
+        network.gateways[0].alive = False
+        self.busy(network, 1.0, 0)
+        died = self.busy(network, 1.0, 1)
+        network.gateways[1].alive = False
+        self.assertLess(self.busy(network, 1.0, 1) - died, 0.06)
+
+    def test_idle(self) -> None:
+        """X7: an idle client asks once a second, whatever happens: a change of gateway is no payload."""
+        network = self.auto()
+        self.busy(network, 0.5, 0)
+        network.run(12)
+        for gateway in (0, 1):
+            network.gateways[gateway].alive = False
+            network.run(3)
+            network.sent.clear()
+            network.run(60)
+            self.assertLessEqual(len(network.control(Kind.HEARTBEAT)), 62)
+        self.assertEqual(in_use(network), 2)
+
+
 class ModeTests(SynchronousTestCase):
     """DEFERRED and NONE (R9)."""
 

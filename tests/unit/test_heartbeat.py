@@ -19,6 +19,7 @@ from rvpn.constants import (
     OUTSTANDING_HEARTBEATS,
     RESPONSE_FLOOR,
     RESPONSE_UNMEASURED,
+    SAMPLES,
     HeartbeatMode,
 )
 from rvpn.heartbeat import FailureDetector, RoundTrip, Timing, Verdict
@@ -51,7 +52,7 @@ class Bench:
         self.gateway = Gateway()
         self.round_trip = RoundTrip()
         timing = Timing(mode, response, defer, confirm)
-        self.detector = FailureDetector(timing, self.gateway, self.round_trip, START, shortest_defer)
+        self.detector = FailureDetector(timing, self.gateway, self.round_trip, START, START, shortest_defer)
         self.heartbeats: list[float] = []
         self.failed_at: float | None = None
 
@@ -411,9 +412,10 @@ class AutoTests(SynchronousTestCase):
     """`HeartbeatResponseTime = auto` and `HeartbeatDeferTime = auto` (X7)."""
 
     def auto(self, sample: float, shortest_defer: float = 0.0) -> Bench:
-        """Return a bench with both times `auto` after one measured round trip."""
+        """Return a bench with both times `auto` after a measured round trip that is taken for the truth."""
         bench = Bench(response=None, defer=None, shortest_defer=shortest_defer)
         bench.round_trip.measured(sample)
+        bench.round_trip.asked = SAMPLES
         return bench
 
     def test_from_the_round_trip(self) -> None:
@@ -466,8 +468,66 @@ class AutoTests(SynchronousTestCase):
     def test_unmeasured(self) -> None:
         """X7: while no round trip is known an answer may take a second."""
         bench = Bench(response=None)
+        bench.round_trip.asked = SAMPLES
         bench.run(10)
         self.assertEqual(bench.failed_at, START + DEFER + 2 * RESPONSE_UNMEASURED)
+
+    def busy(self, bench: Bench, seconds: float, answers_after: int = 1) -> None:
+        """Let packets go both ways, and answers come after so many milliseconds."""
+        for _ in range(round(seconds / 0.001)):
+            bench.run(0.001)
+            bench.packet()
+            bench.payload()
+            if bench.heartbeats and abs(bench.now - bench.heartbeats[-1] - answers_after / 1000) < 1e-6:
+                bench.answer()
+
+    def test_samples(self) -> None:
+        """X7: a gateway that comes into use is asked for round trips at once, and then as R6 says."""
+        for defer in (None, 5.0):
+            bench = Bench(response=None, defer=defer)
+            bench.round_trip.guess(0.05)
+            bench.round_trip.measured(0.015)
+            self.busy(bench, 0.7)
+            self.assertEqual((len(bench.heartbeats), bench.detector.response), (SAMPLES, RESPONSE_FLOOR))
+            self.busy(bench, 10)
+            self.assertEqual((len(bench.heartbeats), bench.failed_at), (SAMPLES, None))
+
+    def test_samples_are_counted_by_session(self) -> None:
+        """X7: a gateway that comes into use again is asked only for what is still missing."""
+        bench = Bench(response=None, defer=None)
+        self.busy(bench, 0.3)
+        timing = Timing(HeartbeatMode.INSTANT, None, None, 0.0)
+        bench.detector = FailureDetector(timing, bench.gateway, bench.round_trip, bench.now, bench.now)
+        self.busy(bench, 2)
+        self.assertEqual(len(bench.heartbeats), SAMPLES)
+
+    def test_unanswered_samples(self) -> None:
+        """X7: samples that get lost while packets arrive fail nobody, and are not asked for without end."""
+        for mode in (HeartbeatMode.INSTANT, HeartbeatMode.DEFERRED):
+            bench = Bench(mode, response=None, defer=None)
+            bench.round_trip.measured(0.001)
+            self.busy(bench, 5, answers_after=-1)
+            self.assertEqual((len(bench.heartbeats), bench.failed_at), (SAMPLES, None))
+
+    def test_late_samples(self) -> None:
+        """X7: an answer that takes longer than was thought is a sample too."""
+        bench = Bench(response=None, defer=None)
+        bench.round_trip.measured(0.001)
+        self.busy(bench, 5, answers_after=20)
+        self.assertGreater(bench.round_trip.smoothed or 0.0, 0.018)
+
+    def test_sample_before_silence(self) -> None:
+        """R6, X7: a sample fails nobody before its gateway was silent for the defer time."""
+        for last in range(40):
+            bench = Bench(response=None, defer=None)
+            bench.round_trip.measured(0.001)
+            for _ in range(last):
+                bench.run(0.001)
+                bench.packet()
+            bench.run(10)
+            silence = (bench.failed_at or 0.0) - START - last / 1000
+            self.assertGreaterEqual(silence, AUTO_DEFER_FLOOR + RESPONSE_FLOOR - 1e-9)
+            self.assertLessEqual(silence, AUTO_DEFER_FLOOR + 2 * RESPONSE_FLOOR + 1e-9)
 
 
 class ConfirmTests(SynchronousTestCase):
@@ -542,6 +602,7 @@ class ConfirmTests(SynchronousTestCase):
         """Return an `auto` bench with an old round trip of 1 ms, after 15 s of packets both ways."""
         bench = Bench(response=None, defer=None, confirm=10.0)
         bench.round_trip.measured(0.001)
+        bench.round_trip.asked = SAMPLES
         step, due = 0.005, list[tuple[int, float]]()
         for _ in range(3000):
             bench.payload()
