@@ -18,9 +18,11 @@ from rvpn.lab.lab import Lab
 from tests.integration.lab_case import LabTestCase
 
 PATIENCE = 10.0
-#: A process that owns a laboratory with a service in it, says where it is, and waits.
+#: A process that owns a laboratory with a service in it, says where it is, and waits. Ctrl-C reaches it even
+#: where these tests were started in the background of a shell, which has its commands ignore SIGINT.
 OWNER = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rvpn.lab.faults import FAULTS
 from rvpn.lab.lab import Lab
 with Lab.start() as lab:
