@@ -34,11 +34,10 @@ class Asker(Protocol):
 class Liveness:
     """See the module. `standbys` names the sessions to ask when one is under suspicion."""
 
-    timing: Timing
-
     def __init__(
         self, asker: Asker, standbys: Callable[[Session], Iterable[Session]], agenda: Agenda
     ) -> None:
+        self.timing = Timing(HeartbeatMode.NONE, None, None, 0.0)
         self._asker = asker
         self._standbys = standbys
         self._agenda = agenda
@@ -48,13 +47,18 @@ class Liveness:
         self._active_at = float("-inf")
 
     def read(self, policy: Policy, now: float) -> None:
-        """Go on by a policy just read: gateways that are watched get new detectors."""
-        self.timing = Timing(
-            policy.heartbeat,
-            policy.heartbeat_response_time,
-            policy.heartbeat_defer_time,
-            policy.heartbeat_confirm_time,
+        """Go on by a policy just read: where its times are others, gateways get new detectors."""
+        before, self.timing = (
+            self.timing,
+            Timing(
+                policy.heartbeat,
+                policy.heartbeat_response_time,
+                policy.heartbeat_defer_time,
+                policy.heartbeat_confirm_time,
+            ),
         )
+        if self.timing == before:
+            return
         for session in list(self._watched):
             self.unwatch(session)
             self.watch(session, now)

@@ -140,6 +140,26 @@ class DetectionTests(SynchronousTestCase):
         uses = {cluster.in_use for cluster in network.client.node.failover.clusters.values()}
         self.assertEqual(uses, {None})
 
+    def test_reloads(self) -> None:
+        """R1, R7: however often the policy is read again, a dead gateway is left in time."""
+        network = connected(2, standby=1)
+        network.gateways[0].alive = False
+        for _ in range(8):
+            network.run(DEFER / 4)
+            network.act(network.client, network.client.node.reload(network.client_policy, network.now))
+        network.run(BOUND - 2 * DEFER)
+        self.assertEqual(in_use(network), 1)
+
+    def test_other_times(self) -> None:
+        """R6: from a reload on a gateway is watched by the times of the new policy."""
+        network = connected(1)
+        policy = replace(network.client_policy, heartbeat_defer_time=5.0)
+        network.act(network.client, network.client.node.reload(policy, network.now))
+        network.run(4.9)
+        self.assertEqual(network.control(Kind.HEARTBEAT), NOTHING)
+        network.run(0.2)
+        self.assertEqual(len(network.control(Kind.HEARTBEAT)), 1)
+
     def test_late_wake_up(self) -> None:
         """R7: a client that was kept from running for longer than the bound gives no living gateway up."""
         for moment in (0.05, DEFER + RESPONSE / 2, DEFER + 0.9 * RESPONSE):
