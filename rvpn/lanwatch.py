@@ -49,9 +49,12 @@ class LanWatch:
         """
         if (target, interval) == (self._target, self._interval):
             return []
+        self._interval = interval
+        if target == self._target:
+            self._hasten(now)
+            return []
         self._stop()
-        self._target, self._interval = target, interval
-        self._answers = True
+        self._target, self._answers = target, True
         return [*self._start(now), *self._decide(now)]
 
     def link(self, up: bool, now: float) -> list[Action]:
@@ -78,6 +81,12 @@ class LanWatch:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+
+    def _hasten(self, now: float) -> None:
+        """Let the next request go no later than an interval from now."""
+        if self._next is not None and self._next.when > now + self._interval:
+            self._next.cancel()
+            self._next = self._agenda.at(now + self._interval, self._tick)
 
     def _tick(self, now: float) -> list[Action]:
         """Judge the last request and send the next."""

@@ -229,6 +229,18 @@ class ReloadTests(SynchronousTestCase):
         self.lan.probe()
         self.assertEqual((len(self.lan.probes), self.lan.watch.down), (sent, True))
 
+    def test_other_interval(self) -> None:
+        """R14: another interval heals no LAN: what is known of the target is still true."""
+        self.lan.do(self.lan.watch.probe(TARGET, 100 * INTERVAL, self.lan.now))
+        self.assertTrue(self.lan.watch.down)
+        self.lan.run(100 * INTERVAL)
+        sent, now = len(self.lan.probes), self.lan.now
+        self.lan.do(self.lan.watch.probe(TARGET, INTERVAL, now))
+        self.lan.alive = True
+        self.lan.run(PROBE_TRIES * INTERVAL)
+        self.assertEqual((len(self.lan.probes) - sent, self.lan.watch.down), (PROBE_TRIES, False))
+        self.assertEqual(len(self.lan.decisions), 2)
+
     def test_no_longer(self) -> None:
         """A target that is no longer named is no longer held against the LAN, nor probed."""
         self.lan.do(self.lan.watch.probe(None, INTERVAL, self.lan.now))
