@@ -519,7 +519,7 @@ class Client(TunnelEnd):
         """See `rvpn.failover.Mover`. R17: along the path of the session's ESP."""
         pair = session.sending
         assert pair is not None
-        if not self._policy.literal_heartbeats:
+        if not pair.literal_heartbeats:
             return [Send(pair.control.send(Kind.HEARTBEAT), session.path)], pair.control.sequence
         self._literal_sequence += 1
         datagram = _CONTROL_SPI + self._random.randbytes(LITERAL_SIZE - len(_CONTROL_SPI))

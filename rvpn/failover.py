@@ -24,7 +24,7 @@ from rvpn.liveness import Asker, Liveness
 from rvpn.policy.model import Policy
 from rvpn.rate import Rate
 from rvpn.session_control import Status
-from rvpn.sessions import Session, SessionCache
+from rvpn.sessions import SAPair, Session, SessionCache
 
 #: How often in a second others are asked whether they are better.
 SEEKS = 10
@@ -394,22 +394,27 @@ class Failover:
         """
         Let a gateway prove that it lives, and say how it is.
 
-        That is by an answer; by keys where heartbeats are not sent (R9), or the last was not answered: who
-        restarted twice has no proof that our keys are gone (X3). Keys are dear: where those we have are fresh
-        and came with no better status, they tell enough.
+        That is by an answer; by keys where heartbeats are not sent (R9) or tell too little, or the last was
+        not answered: who restarted twice has no proof that our keys are gone (X3). Keys are dear: where those
+        we have are fresh and came with no better status, they tell enough.
         """
         session = self._cache.get(gateway)
+        pair = session.sending if session is not None else None
+        better = session is None or session.status < current.status or not current.status
         actions: list[Action] = []
-        if session is not None and self.liveness.timing.mode is not HeartbeatMode.NONE:
+        if session is not None and pair is not None and self._tells(session, pair):
             silent = self.liveness.unanswered(session)
             actions = self.liveness.probe(session, now)
             if not silent:
                 return actions
-        elif session is not None and session.status >= current.status:
-            made_at = session.sending.made_at if session.sending is not None else 0.0
-            if now < made_at + BACKOFF_LAST:
-                return []
+        elif pair is not None and now < pair.made_at + BACKOFF_LAST and not better:
+            return []
         return actions if gateway in self._retries else actions + self._mover.authenticate(gateway, now)
+
+    def _tells(self, session: Session, pair: SAPair) -> bool:
+        """Tell whether an answer can show that a gateway is fit; a literal one does not say how it is."""
+        literal = pair.literal_heartbeats and session.status
+        return self.liveness.timing.mode is not HeartbeatMode.NONE and not literal
 
     def _candidates(self, cluster: ClusterInUse, current: Session, now: float) -> Iterator[IPAddress]:
         """

@@ -464,9 +464,10 @@ class Gateway(TunnelEnd):
         Nobody else draws anything, and nobody much: an echo without guards is a loop (CVE-2024-2169). A
         gateway whose LAN side is down stays silent (R14).
         """
-        if len(datagram) != LITERAL_SIZE or not self._policy.literal_heartbeats:
-            return super()._bare(datagram, path, now)
         session = self.cache.by_endpoint.get(path.remote)
+        pair = session.sending if session is not None else None
+        if len(datagram) != LITERAL_SIZE or (pair is not None and not pair.literal_heartbeats):
+            return super()._bare(datagram, path, now)
         if session is None:
             raise RemoteError(DropReason.UNKNOWN_SESSION)
         if self.fitness is Status.LAN_DOWN:

@@ -59,6 +59,7 @@ class SAPair:
         "inbound",
         "initiator",
         "lifetime",
+        "literal_heartbeats",
         "lost_key_token",
         "made_at",
         "outbound",
@@ -95,6 +96,7 @@ class SAPair:
         self.initiator = initiator
         self.path = path
         self.lifetime = answer.lifetime
+        self.literal_heartbeats = answer.literal_heartbeats
         self.lost_key_token = context.peer_parameters.lost_key_token
         self.made_at = now
         self.confirmed = False

@@ -1,5 +1,6 @@
 """The patent's literal heartbeat, an echo with guards, and that no loop can form (R10, R14, DESIGN 6)."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 from random import Random
 from typing import Any
@@ -193,6 +194,39 @@ class GuardTests(SynchronousTestCase):
             self.assertEqual(len(network.client.node.cache), 0)
             for host in network.hosts:
                 self.assertIn("HeartbeatAuthentication differs", " ".join(host.events))
+
+    def test_reload(self) -> None:
+        """DESIGN 6: a session keeps to the heartbeats that it was made with, whoever reads another policy."""
+        for mode in (False, True):
+            for host in range(2):
+                network = connected(1, literal_heartbeats=mode)
+                client, gateway = network.client, network.gateways[0]
+                if host:
+                    policy = replace(network.client_policy, literal_heartbeats=not mode)
+                    network.act(client, client.node.reload(policy, network.now))
+                else:
+                    policy = replace(network.gateway_policy, literal_heartbeats=not mode)
+                    network.act(gateway, gateway.node.reload(policy, network.now))
+                network.run(10)
+                (session,) = client.node.cache
+                self.assertFalse(session.closed)
+                self.assertEqual(network.control(Kind.CLOSE), [])
+                self.assertEqual(len(literal(network, client)) > 10, mode)
+
+    def test_status_of_a_standby(self) -> None:
+        """X4: literal answers tell no status, so a standby that was unfit is asked for keys."""
+        network = connected(2, standby=1)
+        for up in (False, True):
+            if up:
+                network.cut(*network.hosts[::2])
+            network.lan(network.gateways[1], up=up)
+            network.run(1)
+        network.cuts.clear()
+        network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
+        network.run(10)
+        session = network.client.node.failover.clusters["Cluster 1"].in_use
+        assert session is not None
+        self.assertEqual(session.gateway, network.gateways[1].endpoint.address)
 
 
 class LoopTests(SynchronousTestCase):
