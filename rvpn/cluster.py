@@ -91,12 +91,19 @@ class HoldDowns:
         Hold the gateway of `session` down for `hold_down` seconds, twice as long as the last time if it was
         used for less than three times that since.
         """
-        _, held = self._failures.get(session.gateway, (now, 0.0))
+        _, times = self._failures.get(session.gateway, (now, 0.5))
         if session.used_since is not None:
-            held = min(2 * held, LONGEST_HOLD_DOWN) if now - session.used_since < 3 * held else 0.0
-        self._failures[session.gateway] = now, max(hold_down, held)
+            brief = now - session.used_since < 3 * _held(hold_down, times)
+            times = min(2 * times, LONGEST_HOLD_DOWN) if brief else 1.0
+        self._failures[session.gateway] = now, max(1.0, times)
 
-    def over(self, gateway: IPAddress, now: float) -> bool:
-        """Tell whether a gateway may be returned to."""
-        failed_at, held = self._failures.get(gateway, (now, 0.0))
-        return now >= failed_at + held
+    def over(self, gateway: IPAddress, hold_down: float, now: float) -> bool:
+        """Tell whether a gateway may be returned to, by the hold-down that the policy has now."""
+        if gateway not in self._failures:
+            return True
+        failed_at, times = self._failures[gateway]
+        return now >= failed_at + _held(hold_down, times)
+
+
+def _held(hold_down: float, times: float) -> float:
+    return max(hold_down, min(times * hold_down, LONGEST_HOLD_DOWN))

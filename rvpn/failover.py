@@ -5,7 +5,7 @@ X4).
     a cluster takes a gateway: `_use` -> its packets go there, it is told so, it is watched (rvpn.liveness)
         -> its session ends: `lost` -> the best live session at once, else a key request (R8)
     a gateway says that it is draining or has lost its LAN (X4), or an earlier one may be back (X2)
-        -> others are asked -> one that proves alive and better is used: `alive`
+        -> others are asked (rvpn.seeking) -> one that proves alive and better is used: `alive`
     standby sessions are kept with the gateways that come next (X1)
 
 What is sent and decided here comes back as actions; `Client` carries the packets.
@@ -15,19 +15,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from rvpn.agenda import Agenda, Appointment
-from rvpn.cluster import ClusterInUse, HoldDowns
-from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST, CONFIRM_SHARE, HeartbeatMode
+from rvpn.cluster import ClusterInUse
+from rvpn.constants import BACKOFF_LAST, CONFIRM_SHARE, HeartbeatMode
 from rvpn.interfaces import Action, IPAddress, RandomSource
 from rvpn.journal import Change, FirstPackets, Journal, told
 from rvpn.kms import KeyManagementService
 from rvpn.liveness import Asker, Liveness
 from rvpn.policy.model import Policy
-from rvpn.rate import Rate
+from rvpn.seeking import Seeking
 from rvpn.session_control import Status
-from rvpn.sessions import SAPair, Session, SessionCache
-
-#: How often in a second others are asked whether they are better.
-SEEKS = 10
+from rvpn.sessions import Session, SessionCache
 
 
 class Mover(Asker, Protocol):
@@ -67,11 +64,9 @@ class Failover:
         self._kms = kms
         self._agenda = agenda
         self._random = random
-        self._hold_downs = HoldDowns()
         self._asking: dict[str, Appointment] = {}
         self._retries: dict[IPAddress, Appointment] = {}
-        self._seeking: dict[str, Appointment] = {}
-        self._seeks = Rate(SEEKS)
+        self._seeking = Seeking(self._authenticate, cache, self.liveness)
         self.first_packets = FirstPackets(self.liveness.with_payload)
         #: By the targets of a tunnel entry: its cluster.
         self._led_to: dict[tuple[IPAddress, IPAddress], str] = {}
@@ -96,6 +91,7 @@ class Failover:
             if not self.using(session):
                 self.liveness.unwatch(session)
         self.liveness.read(policy, now)
+        self._seeking.read(policy, self.clusters, now)
 
     def _predecessors(self, policy: Policy) -> dict[str, str]:
         """
@@ -188,7 +184,7 @@ class Failover:
         # The claim goes first, so that the answers to the packets behind it find their way back.
         actions = [told(change), *self._mover.claim(session, now)]
         actions += self._mover.send_waiting(cluster, session, now)
-        return actions + self._keep_standbys(cluster, now) + self._seek(cluster, now)
+        return actions + self._keep_standbys(cluster, now) + self._seeking.seek(cluster, now)
 
     def _change(self, cluster: ClusterInUse, left: Session | None, reason: str) -> Change:
         """Open an entry of the journal."""
@@ -205,7 +201,7 @@ class Failover:
         `failed` tells whether the gateway is to blame, or this client's own files were read again.
         """
         suspected_at = session.detector.suspected_at if session.detector is not None else None
-        self._hold_downs.failed(session, self._policy.failback_hold_down, now)
+        self._seeking.failed(session, now)
         left = self.using(session)
         self.forget(session)
         for cluster in left:
@@ -294,12 +290,24 @@ class Failover:
         self, cluster: ClusterInUse, current: Session, session: Session, now: float, *, called: bool
     ) -> bool:
         earlier = cluster.rank(session) < cluster.rank(current) and session.status <= current.status
-        return earlier and (called or self._policy.failback) and self._hold_downs.over(session.gateway, now)
+        return (
+            earlier and (called or self._policy.failback) and self._seeking.returnable(session.gateway, now)
+        )
 
     def answered(self, session: Session, sequence: int, now: float) -> tuple[bool, list[Action]]:
         """Hear an answer to a heartbeat; the first value tells whether it was waited for (DESIGN 6)."""
         expected = self.liveness.answered(session, sequence, now)
         return expected, self.alive(session, now) if expected else []
+
+    def _reconsider(self, session: Session, now: float) -> list[Action]:
+        """Look for better gateways for the clusters that use one whose status is not ok (X4)."""
+        if session.status is Status.OK:
+            return []
+
+        def seek(now: float) -> list[Action]:
+            return [action for cluster in self.using(session) for action in self._seeking.seek(cluster, now)]
+
+        return self.liveness.when_active(session, seek, now)
 
     def told_status(self, session: Session, now: float) -> list[Action]:
         """Hear that a gateway's status has changed (X4)."""
@@ -323,9 +331,13 @@ class Failover:
         """Authenticate with the gateways that come next, as many as `Standby` says (X1)."""
         actions: list[Action] = []
         for gateway in cluster.standbys(self._policy.standby):
-            if self._cache.get(gateway) is None and gateway not in self._retries:
-                actions += self._mover.authenticate(gateway, now)
+            if self._cache.get(gateway) is None:
+                actions += self._authenticate(gateway, now)
         return actions
+
+    def _authenticate(self, gateway: IPAddress, now: float) -> list[Action]:
+        """Begin an exchange with `gateway`, unless the last one came to nothing a moment ago."""
+        return [] if gateway in self._retries else self._mover.authenticate(gateway, now)
 
     def _keep_all_standbys(self, now: float) -> list[Action]:
         return [action for cluster in self.clusters.values() for action in self._keep_standbys(cluster, now)]
@@ -354,78 +366,3 @@ class Failover:
     def _retry(self, gateway: IPAddress, now: float) -> list[Action]:
         self._retries.pop(gateway, None)
         return [action for cluster in self.of(gateway) for action in self._keep_standbys(cluster, now)]
-
-    # --- better gateways (X2, X4) -------------------------------------------------------------------------
-
-    def _reconsider(self, session: Session, now: float) -> list[Action]:
-        """Look for better gateways for the clusters that use one whose status is not ok (X4)."""
-        if session.status is Status.OK:
-            return []
-
-        def seek(now: float) -> list[Action]:
-            return [action for cluster in self.using(session) for action in self._seek(cluster, now)]
-
-        return self.liveness.when_active(session, seek, now)
-
-    def _seek(self, cluster: ClusterInUse, now: float) -> list[Action]:
-        """
-        Look for a gateway that is better than the one in use, and again later while there may be one.
-
-        Those we have a session with are asked by a heartbeat, the others for keys; `alive` hears of either.
-        However often a gateway changes its mind, the others are asked at most SEEKS times a second.
-        """
-        name, current = cluster.cluster.name, cluster.in_use
-        planned = self._seeking.pop(name, None)
-        if planned is not None:
-            planned.cancel()
-        if current is None or not (current.status or self._earlier(cluster, current)):
-            return []
-        delay = BACKOFF_FIRST if current.status else self._policy.failback_hold_down
-        self._seeking[name] = self.liveness.later(name, now + delay, lambda n: self._seek_again(name, n))
-        if not self._seeks.allows(now):
-            return []
-        candidates = list(self._candidates(cluster, current, now))
-        return [action for gateway in candidates for action in self._approach(gateway, current, now)]
-
-    def _seek_again(self, name: str, now: float) -> list[Action]:
-        return self._seek(self.clusters[name], now) if name in self.clusters else []
-
-    def _approach(self, gateway: IPAddress, current: Session, now: float) -> list[Action]:
-        """
-        Let a gateway prove that it lives, and say how it is.
-
-        That is by an answer; by keys where heartbeats are not sent (R9) or tell too little, or the last was
-        not answered: who restarted twice has no proof that our keys are gone (X3). Keys are dear: where those
-        we have are fresh and came with no better status, they tell enough.
-        """
-        session = self._cache.get(gateway)
-        pair = session.sending if session is not None else None
-        better = session is None or session.status < current.status or not current.status
-        actions: list[Action] = []
-        if session is not None and pair is not None and self._tells(session, pair):
-            silent = self.liveness.unanswered(session)
-            actions = self.liveness.probe(session, now)
-            if not silent:
-                return actions
-        elif pair is not None and now < pair.made_at + BACKOFF_LAST and not better:
-            return []
-        return actions if gateway in self._retries else actions + self._mover.authenticate(gateway, now)
-
-    def _tells(self, session: Session, pair: SAPair) -> bool:
-        """Tell whether an answer can show that a gateway is fit; a literal one does not say how it is."""
-        literal = pair.literal_heartbeats and session.status
-        return self.liveness.timing.mode is not HeartbeatMode.NONE and not literal
-
-    def _candidates(self, cluster: ClusterInUse, current: Session, now: float) -> Iterator[IPAddress]:
-        """
-        Return the gateways that may be better than `current`: if it is not well that is each of them, for
-        what they said of themselves may be long ago (X4).
-        """
-        for gateway in cluster.order:
-            returnable = gateway in self._earlier(cluster, current) and self._hold_downs.over(gateway, now)
-            if gateway != current.gateway and (current.status or returnable):
-                yield gateway
-
-    def _earlier(self, cluster: ClusterInUse, current: Session) -> Iterable[IPAddress]:
-        """Return the gateways that a cluster goes back to when they are well again (X2)."""
-        return cluster.order[: cluster.rank(current)] if self._policy.failback else ()

@@ -158,7 +158,7 @@ class Scene(Network):
         if host is not self.client:
             return expected + len(node._roaming._moves) + len(node.presence._by_client)
         failover = self.client.node.failover
-        later = len(failover._asking) + len(failover._retries) + len(failover._seeking)
+        later = len(failover._asking) + len(failover._retries) + len(failover._seeking._planned)
         return expected + len(node.cache.by_spi) + len(failover.liveness._watched) + later
 
     def waiting(self, host: Host[Any]) -> int:

@@ -19,9 +19,9 @@ from rvpn.constants import (
     HeartbeatMode,
 )
 from rvpn.errors import DropReason
-from rvpn.failover import SEEKS
 from rvpn.interfaces import Endpoint, Path, Send
 from rvpn.policy.model import Cluster, Tunnel
+from rvpn.seeking import SEEKS
 from rvpn.session_control import CONTROL_SIZE, Kind, Status
 from rvpn.sessions import Session
 from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, udp_packet
@@ -719,6 +719,33 @@ class FailbackTests(SynchronousTestCase):
         self.assertEqual((in_use(network), sessions(network)), (1, {1}))
         network.run(self.HOLD)
         self.assertEqual(in_use(network), 0)
+
+    def read(self, network: Network, **policy: Any) -> None:
+        """Let the client read its policy again, changed like this."""
+        changed = replace(network.client_policy, **policy)
+        network.act(network.client, network.client.node.reload(changed, network.now))
+
+    def test_wanted_since_a_reload(self) -> None:
+        """X2: a reload that sets Failback takes effect, one hold-down later, however often it is read."""
+        network = self.left()
+        network.run(10 * self.HOLD)
+        for _ in range(9):
+            self.read(network, failback=True)
+            self.assertEqual(in_use(network), 1)
+            network.run(0.1 * self.HOLD)
+        network.run(0.2 * self.HOLD)
+        self.assertEqual(in_use(network), 0)
+
+    def test_other_hold_down(self) -> None:
+        """X2: a shorter hold-down takes effect at once, a longer one too."""
+        for before, after in ((1000.0, 5.0), (5.0, 100.0)):
+            network = self.left(failback=True)
+            self.read(network, failback=True, failback_hold_down=before)
+            self.read(network, failback=True, failback_hold_down=after)
+            network.run(after - 1.5)
+            self.assertEqual(in_use(network), 1)
+            network.run(3.0 if after < before else after)
+            self.assertEqual(in_use(network), 0)
 
     def test_only_if_wanted(self) -> None:
         """X2: without Failback it stays where it is (R5)."""

@@ -122,13 +122,13 @@ class OrderTests(SynchronousTestCase):
     def test_hold_down(self) -> None:
         """X2: each failure soon after a return doubles the hold-down up to an hour; a long use ends that."""
         hold_downs, session, now = HoldDowns(), self.sessions[self.ADDRESSES[0]], 1000.0
-        self.assertTrue(hold_downs.over(session.gateway, now))
+        self.assertTrue(hold_downs.over(session.gateway, 60.0, now))
         held = []
         for used_for in (1e6, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1e6, 1.0):
             session.used_since, now = now, now + used_for
             hold_downs.failed(session, 60.0, now)
             start = now
-            while not hold_downs.over(session.gateway, now):
+            while not hold_downs.over(session.gateway, 60.0, now):
                 now += 1.0
             held.append(now - start)
         self.assertEqual(
@@ -136,13 +136,23 @@ class OrderTests(SynchronousTestCase):
             [60, 120, 240, 480, 960, 1920, *[LONGEST_HOLD_DOWN] * 3, 60, 120],
         )
 
+    def test_other_hold_down(self) -> None:
+        """X2: a hold-down that the policy changes holds for past failures too, doubled as often as before."""
+        hold_downs, session = HoldDowns(), self.sessions[self.ADDRESSES[0]]
+        for now in (1000.0, 1001.0):
+            session.used_since = now
+            hold_downs.failed(session, 60.0, now)
+        for hold_down, held in ((60.0, 120.0), (5.0, 10.0), (7200.0, 7200.0), (0.0, 0.0)):
+            self.assertTrue(hold_downs.over(session.gateway, hold_down, 1001.0 + held))
+            self.assertFalse(hold_downs.over(session.gateway, hold_down, 1000.9 + held))
+
     def test_standby_lost(self) -> None:
         """X2: the failures of a session that was never used do not add up."""
         hold_downs, session = HoldDowns(), self.sessions[self.ADDRESSES[0]]
         for _ in range(5):
             hold_downs.failed(session, 60.0, 1000.0)
-        self.assertFalse(hold_downs.over(session.gateway, 1059.0))
-        self.assertTrue(hold_downs.over(session.gateway, 1060.0))
+        self.assertFalse(hold_downs.over(session.gateway, 60.0, 1059.0))
+        self.assertTrue(hold_downs.over(session.gateway, 60.0, 1060.0))
 
 
 class ReloadTests(SynchronousTestCase):
