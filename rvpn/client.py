@@ -120,7 +120,9 @@ class Client(TunnelEnd):
         self._index = TunnelIndex(policy.tunnels)
         self._cluster_of = Memo(self._find_cluster, _REMEMBERED_LOOKUPS)
         named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
-        self.kms.read(named.values(), randomize=policy.randomize_clusters)
+        before = self.failover.clusters.items()
+        in_use = {name: cluster.in_use.gateway for name, cluster in before if cluster.in_use is not None}
+        self.kms.read(named.values(), randomize=policy.randomize_clusters, in_use=in_use)
         clusters = [ClusterInUse(cluster, self.kms.order(name)) for name, cluster in named.items()]
         self.failover.read(policy, clusters, now)
 

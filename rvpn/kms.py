@@ -12,8 +12,9 @@ exchanges themselves are in `rvpn.initiations`.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from rvpn.constants import BACKOFF_FIRST, BACKOFF_LAST
@@ -52,16 +53,27 @@ class KeyManagementService:
         self.failed_at: dict[IPAddress, float] = {}
         self.established = self.failures = 0
 
-    def read(self, clusters: Iterable[Cluster], *, randomize: bool) -> None:
+    def read(
+        self,
+        clusters: Iterable[Cluster],
+        *,
+        randomize: bool,
+        in_use: Mapping[str, IPAddress] = MappingProxyType({}),
+    ) -> None:
         """
         Take the clusters of a policy just read, each shuffled once unless `RandomizeClusters = no` (R1).
 
+        Where its members are unchanged those before the one `in_use` are shuffled among themselves, and those
+        behind it: no shuffle is to be a reason for returning to another (X2).
+
         Requests under way are forgotten; who still wants an answer asks again.
         """
-        self._order = {cluster.name: list(cluster.members) for cluster in clusters}
+        before, self._order = self._order, {cluster.name: list(cluster.members) for cluster in clusters}
         if randomize:
-            for order in self._order.values():
+            for name, order in self._order.items():
                 self._random.shuffle(order)
+                if name in in_use:
+                    _keep_place(in_use[name], order, before.get(name, []))
         self._requests.clear()
 
     def order(self, cluster: str) -> Sequence[IPAddress]:
@@ -145,3 +157,10 @@ class KeyManagementService:
         self._backoff[cluster] = (now + jittered, delay)
         event = Event("no gateway of {cluster} gives a key", {"cluster": cluster}, warning=True)
         return [event, *self._requester.rejected(cluster, now)]
+
+
+def _keep_place(gateway: IPAddress, order: list[IPAddress], before: list[IPAddress]) -> None:
+    """Let the same gateways stand before `gateway` as did `before`, if they are the same in all."""
+    if set(order) == set(before):
+        earlier = before[: before.index(gateway)]
+        order.sort(key=lambda other: 0 if other in earlier else 1 if other == gateway else 2)

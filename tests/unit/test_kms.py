@@ -215,3 +215,18 @@ class PolicyTests(KMSTestCase):
             orders.add(tuple(self.kms.order("c")))
         self.assertEqual(len(orders), 5)
         self.assertTrue(all(set(order) == set(members) for order in orders))
+
+    def test_order_around_the_one_in_use(self) -> None:
+        """R1: while a gateway is in use each reading shuffles those before it, and those behind it."""
+        members = tuple(ip_address(f"198.51.100.{number}") for number in range(20))
+        self.kms.read([Cluster("c", members)], randomize=True)
+        before = list(self.kms.order("c"))
+        orders = set()
+        for _ in range(5):
+            self.kms.read([Cluster("c", members)], randomize=True, in_use={"c": before[8], "d": FIRST})
+            order = list(self.kms.order("c"))
+            self.assertEqual((order[8], set(order[:8])), (before[8], set(before[:8])))
+            orders.add(tuple(order))
+        self.assertEqual(len(orders), 5)
+        self.kms.read([Cluster("c", members[:-1])], randomize=True, in_use={"c": members[0]})
+        self.assertEqual(set(self.kms.order("c")), set(members[:-1]))

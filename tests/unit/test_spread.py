@@ -197,6 +197,15 @@ class ReloadTests(SynchronousTestCase):
             network.run(5)
             self.assertEqual((self.in_use(network), network.control(Kind.CLOSE)), (0, NOTHING), members)
 
+    def test_shuffled(self) -> None:
+        """R1, X2: shuffled anew it stays too, where the client returns to earlier gateways."""
+        network = self.connected(randomize_clusters=True, failback=True, failback_hold_down=1.0)
+        used = self.in_use(network)
+        for _ in range(10):
+            self.reload(network)
+            network.run(2.5)
+            self.assertEqual(self.in_use(network), used)
+
     def test_renamed(self) -> None:
         """R1: so it does where the cluster has another name."""
         network = self.connected()
