@@ -27,7 +27,6 @@ from rvpn.constants import (
     MIN_KEY_LIFETIME,
     OUTSTANDING_HEARTBEATS,
     REKEY_JITTER,
-    REKEY_PACKETS,
     REKEY_WATCH_INTERVAL,
     VNET_HEADER,
     HeartbeatMode,
@@ -493,8 +492,7 @@ class Client(TunnelEnd):
             session = pair.session
             if session is None or session.sending is not pair:
                 return []
-            worn = max(pair.outbound.packets, pair.inbound.window.highest) >= REKEY_PACKETS
-            if (worn or now >= renew_at) and self.failover.is_wanted(session):
+            if (pair.worn or now >= renew_at) and self.failover.is_wanted(session):
                 return self.failover.liveness.when_active(pair, renew, now)
             then = renew_at if renew_at > now else now + pair.lifetime / 10
             pair.renewal = self.agenda.at(min(then, now + REKEY_WATCH_INTERVAL), look)

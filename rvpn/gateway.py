@@ -21,6 +21,7 @@ from rvpn.constants import (
     LINK_MTU,
     LITERAL_IN_ALL,
     NOTICES_PER_SECOND,
+    REKEY_JITTER,
     RESPONSE_UNMEASURED,
     SHORTEST_DEFER,
     VNET_HEADER,
@@ -221,9 +222,9 @@ class Gateway(TunnelEnd):
         client = self._clients.of(initiation)
         if initiation.timestamp is not None:
             self._freshness.check(client.identity, initiation.timestamp, request.cookie)
-        return self._answer(client, initiation.parameters)
+        return self._answer(client, initiation.parameters, request.begun_at)
 
-    def _answer(self, client: Client, offer: Parameters) -> Parameters:
+    def _answer(self, client: Client, offer: Parameters, now: float) -> Parameters:
         transforms = [transform for transform in offer.transforms if transform in self._transforms]
         refusal = ""
         if not transforms:
@@ -234,7 +235,7 @@ class Gateway(TunnelEnd):
             refusal = "another client has one of these inner addresses"
         elif offer.literal_heartbeats != self._policy.literal_heartbeats:
             refusal = "HeartbeatAuthentication differs"
-        elif self._draining and self.cache.get(client.identity) is None:
+        elif self._draining and not self._renews(client, now):
             refusal = "it is draining"
         spi = self.cache.new_spi()
         return Parameters(
@@ -252,6 +253,15 @@ class Gateway(TunnelEnd):
         if any(session is not None and session.peer != identity for session in live):
             return True
         return not self._clients.grants(identity, inner_addresses)
+
+    def _renews(self, client: Client, now: float) -> bool:
+        """
+        Tell whether a client wants keys because those it has are old. One that has lost fresh ones is new
+        (X4).
+        """
+        session = self.cache.get(client.identity)
+        pair = session.sending if session is not None else None
+        return pair is not None and (pair.worn or now >= pair.made_at + REKEY_JITTER * pair.lifetime)
 
     def _about_us(self, spi: int) -> dict[str, Any]:
         """Return what this gateway tells of itself in every exchange."""

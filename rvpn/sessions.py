@@ -17,7 +17,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator
 
 from rvpn.agenda import Appointment
-from rvpn.constants import LITERAL_PER_ENDPOINT, MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU
+from rvpn.constants import LITERAL_PER_ENDPOINT, MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, REKEY_PACKETS
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
 from rvpn.esp.sa import InboundSA, OutboundSA
@@ -104,6 +104,11 @@ class SAPair:
         self.closing: Appointment | None = None
         self.renewal: Appointment | None = None
         self.expiry: Appointment | None = None
+
+    @property
+    def worn(self) -> bool:
+        """Whether it has carried so many packets, in one direction, that it is to be renewed (DESIGN 3)."""
+        return max(self.outbound.packets, self.inbound.window.highest) >= REKEY_PACKETS
 
 
 class Session:

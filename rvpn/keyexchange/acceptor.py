@@ -46,11 +46,15 @@ _REJECTED = {
 
 @dataclass(frozen=True, slots=True)
 class AcceptRequest:
-    """Who wants a context: `cookie` is empty unless the address has proved to receive what is sent to it."""
+    """
+    Who wants a context, and since when: `cookie` is empty unless the address has proved to receive what is
+    sent to it.
+    """
 
     exchange_id: bytes
     path: Path
     cookie: bytes = field(repr=False)
+    begun_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class Acceptor:
         if not message.to_acceptor:
             raise RemoteError(DropReason.UNKNOWN_EXCHANGE, "not for an acceptor")
         cookie = self._cookies.of(message, path.remote, now)
-        request = AcceptRequest(message.exchange_id, path, cookie)
+        request = AcceptRequest(message.exchange_id, path, cookie, now)
         try:
             if (exchange := self._half_open.get(_key(request))) is not None:
                 reply = self._go_on(exchange, message, now)

@@ -877,6 +877,22 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual((in_use(network), sessions(network)), (1, {1}))
         self.assertIn("it refuses: it is draining", " ".join(network.client.events))
 
+    def test_draining_refuses_who_comes_back(self) -> None:
+        """X4: a client that was killed and has a dead session there is new, one with old keys is not."""
+        for old in (False, True):
+            network = connected(1, key_lifetime=10.0)
+            gateway = network.gateways[0]
+            self.drain(network, 0)
+            network.run(9.1 if old else 1.0)
+            made = network.client.node.kms.established
+            network.act(
+                network.client, network.client.node.authenticate(gateway.endpoint.address, network.now)
+            )
+            network.run(0.5)
+            refused = "it refuses: it is draining" in " ".join(network.client.events)
+            self.assertEqual(refused, not old)
+            self.assertEqual(network.client.node.kms.established - made, int(old))
+
     def test_drain_loses_nothing(self) -> None:
         """X4: while clients move off a draining gateway, no packet is lost in either direction."""
         for standby in (0, 1):
