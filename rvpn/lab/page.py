@@ -4,6 +4,7 @@ The demonstration's report: one HTML file that needs nothing else, light or dark
     Story, what passed before it -> `page` -> text of the file
 """
 
+import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from html import escape
 from typing import Any
 
 from rvpn import __version__
-from rvpn.lab.chart import close_up, overview
+from rvpn.lab.chart import BIN, NARROW, close_up, overview
 from rvpn.lab.story import Sort, Story
 
 _STYLE = """
@@ -47,7 +48,8 @@ code { font-family: ui-monospace, monospace; font-size: .9em; }
 .tile b, table, time, .label { font-variant-numeric: tabular-nums; }
 figure { margin: 0; }
 svg { width: 100%; height: auto; display: block; font: 12px system-ui, sans-serif; }
-.overview svg { min-width: 44rem; }
+.narrow { display: none; }
+@media (max-width: 46rem) { .narrow { display: block; } .broad { display: none; } }
 .closer { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
 .closer figure { background: var(--card); border-radius: .6rem; padding: .6rem; }
 
@@ -65,8 +67,9 @@ svg .fault, svg .event { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray
 svg .event, svg .switch { stroke: var(--good); }
 svg .switch { stroke-width: 1.5; }
 svg .area { fill: var(--data); opacity: .8; }
-svg .ping, svg .lost { fill: none; stroke: var(--data); stroke-linecap: round; stroke-width: 3; }
+svg .ping, svg .lost, svg .beyond { fill: none; stroke: var(--data); stroke-linecap: round; stroke-width: 3; }
 svg .lost { stroke: var(--bad); stroke-width: 4; }
+svg .beyond { stroke-linecap: square; }
 ol.line, ul.checks { list-style: none; margin: 0; padding: 0; }
 ol.line li { display: grid; grid-template-columns: 5.5rem 1fr; gap: 1rem; padding: .25rem 0; }
 ol.line time { color: var(--soft); text-align: right; }
@@ -101,10 +104,13 @@ services, real packets. The policy promises that a silent gateway is left within
 {story.bound * 1e3:.0f} ms.</p>
 {_tiles(story)}
 <h2>What happened</h2>
-<figure class="wide overview">{overview(story)}</figure>
+<figure class="broad">{overview(story)}</figure>
+<figure class="narrow">{overview(story, NARROW)}</figure>
+<p class="lead">Throughput in steps of {BIN * 1e3:.0f} ms, each ping by itself. All of it shares the
+{os.cpu_count()} processors of one machine: a gateway that starts keeps pings waiting.</p>
 <h2>Each ping around the failures</h2>
 <p>One ping every 5 ms. A blue dot is a ping with its round-trip time in milliseconds, at the time when it was
-sent; a red one below the axis was never answered. In the red band nothing got through.</p>
+sent; a red one below the axis was never answered. In the red band no answer came.</p>
 <div class="closer">{_close_ups(story)}</div>
 <h2>Time line</h2>
 <ol class="line">{_line(story)}</ol>

@@ -145,10 +145,12 @@ class _Stage:
 
     def back(self, gateway: str) -> None:
         """Start a gateway again that was killed, and wait until the client is back there."""
-        self._tell(Moment(self._at(time.monotonic()), Sort.NOTE, f"{gateway} is started again"))
+        self._tell(
+            Moment(self._at(time.monotonic()), Sort.NOTE, f"{gateway} is started again", f"{gateway} started")
+        )
         faults.restart(self._lab, gateway)
         since = time.monotonic()
-        self._tell(Moment(self._at(since), Sort.NOTE, f"{gateway} is ready", f"{gateway} ready again"))
+        self._tell(Moment(self._at(since), Sort.NOTE, f"{gateway} is ready", f"{gateway} ready"))
         self._wait(f"the client is back at {gateway}", lambda: self._in_use() == gateway, _RETURNING)
         time.sleep(_SETTLING)
         for moment in self._changes():

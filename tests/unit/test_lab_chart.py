@@ -1,11 +1,13 @@
 """The demonstration's report: its charts, and that it is one file that needs nothing else."""
 
+import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.lab.chart import close_up, overview, rates
+from rvpn.lab.chart import NARROW, WIDE, close_up, overview, rates
 from rvpn.lab.page import page
 from rvpn.lab.records import Arrival, Progress
 from rvpn.lab.story import Moment, Outage, Sort, Story
@@ -59,9 +61,9 @@ class ScaleTests(SynchronousTestCase):
             self.assertTrue(values[-1] >= high and len(values) <= 5, values)
 
     def test_rates(self) -> None:
-        """The rate of each tenth of a second is what was verified in it, in megabits per second."""
-        progress = [Progress(0.0, 0, 0, 0), Progress(0.05, 100_000, 0, 0), Progress(0.25, 150_000, 0, 0)]
-        self.assertEqual([round(rate, 6) for rate in rates(progress, 0.4)], [8.0, 0.0, 4.0, 0.0])
+        """The rate of each 20 ms is what was verified in it, in megabits per second."""
+        progress = [Progress(0.0, 0, 0, 0), Progress(0.11, 20_000, 0, 0), Progress(0.15, 30_000, 0, 0)]
+        self.assertEqual([round(rate, 6) for rate in rates(progress, 0.1, 0.18)], [8.0, 0.0, 4.0, 0.0])
 
 
 class ChartTests(SynchronousTestCase):
@@ -73,15 +75,54 @@ class ChartTests(SynchronousTestCase):
         ElementTree.fromstring(text)
         self.assertEqual(text.count('class="outage"'), 1)
         self.assertEqual(text.count('class="fault"'), 1)
-        for words in ("gateway1 killed", ">gateway2<", "nothing for 100 ms"):
+        for words in ("gateway1 killed: nothing for 100 ms", ">gateway2<"):
             self.assertIn(words, text)
+
+    def test_short_outage(self) -> None:
+        """An outage of 100 ms is a gap in the throughput, in the overview and close up."""
+        busy = story()
+        busy.progress = [
+            Progress(when, number * 5000, 0, 0)
+            for number in range(800)
+            if not 2.0 < (when := number * 0.005 + 0.001) < 2.1
+        ]
+        for text in overview(busy), close_up(busy, busy.outages[0]):
+            area = next(
+                path for path in ElementTree.fromstring(text).findall("path") if path.get("class") == "area"
+            )
+            levels = re.findall(r"V([0-9.]+)H", area.get("d") or "")
+            self.assertEqual(levels.count(max(levels, key=float)), 5)
+
+    def test_beyond(self) -> None:
+        """Round trips above the scale are drawn at its edge, and that is said with the longest."""
+        slow = story()
+        slow.replies = [*slow.replies, Arrival(800, 3.9, 3.99), Arrival(801, 3.91, 3.99)]
+        text = overview(slow)
+        self.assertIn("2 at the edge: up to 90 ms", text)
+        self.assertNotIn("at the edge", overview(story()))
+
+    def test_labels(self) -> None:
+        """Labels do not overlap, nor leave the chart, however narrow it is."""
+        crowded = story()
+        crowded.moments += [Moment(at, Sort.NOTE, "", f"gateway{at:g} started") for at in (2.5, 2.6, 3.9)]
+        for width in (WIDE, NARROW):
+            taken: dict[float, list[tuple[float, float]]] = {}
+            for element in ElementTree.fromstring(overview(crowded, width)).findall("text"):
+                if "mark" in (element.get("class") or ""):
+                    x, length = float(element.get("x") or 0), 7.0 * len(element.text or "")
+                    begin = x - length if element.get("text-anchor") == "end" else x
+                    self.assertTrue(begin >= 0 and begin + length <= width + 8)
+                    taken.setdefault(float(element.get("y") or 0), []).append((begin, begin + length))
+            self.assertEqual(sum(map(len, taken.values())), 4)
+            for row in taken.values():
+                self.assertTrue(all(before[1] <= after[0] for before, after in pairwise(sorted(row))))
 
     def test_close_up(self) -> None:
         """A close-up shows each ping of its half second, 80 answered and 20 lost."""
         text = close_up(story(), story().outages[0])
         paths = ElementTree.fromstring(text).findall("path")
-        dots = {path.get("class"): (path.get("d") or "").count("M") for path in paths}
-        self.assertEqual(dots, {"ping": 80, "lost": 20})
+        dots = {path.get("class"): (path.get("d") or "").count("h0") for path in paths}
+        self.assertEqual(dots, {"ping": 80, "lost": 20, "area": 0})
         self.assertIn("client uses gateway2", text)
 
 
