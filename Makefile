@@ -70,6 +70,6 @@ $(INSTALLED): setup.cfg pyproject.toml
 	    echo "    apt-get install python3-venv"; exit 1; } >&2
 	@echo "Installing rvpn and its tools into $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check \
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check \
 	    --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@

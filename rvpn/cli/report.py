@@ -127,23 +127,22 @@ def _measured(failovers: Sequence[Status]) -> list[str]:
     lost = [change for change in failovers if change["detection"] is not None]
     if not lost:
         return ["measured: no gateway was lost in this run"]
-    noticed, switched, first = (
-        _range(change[key] for change in lost) for key in ("detection", "switch", "first_packet")
-    )
-    return [
-        f"measured: {many(len(lost), 'gateway')} lost in this run",
-        f"  noticed after {noticed}",
-        f"  another one in use after {switched} more",
-        f"  its first packet after {first}",
+    times = {
+        "noticed after {}": "detection",
+        "another one in use after {} more": "switch",
+        "its first packet after {}": "first_packet",
+    }
+    lines = [
+        f"  {words.format(_range(known))}"
+        for words, key in times.items()
+        if (known := [change[key] for change in lost if change[key] is not None])
     ]
+    return [f"measured: {many(len(lost), 'gateway')} lost in this run", *lines]
 
 
-def _range(times: Iterable[float | None]) -> str:
+def _range(times: Sequence[float]) -> str:
     """Write the shortest and the longest of these times."""
-    known = [time for time in times if time is not None]
-    if not known:
-        return "-"
-    fastest, slowest = _seconds(min(known)), _seconds(max(known))
+    fastest, slowest = _seconds(min(times)), _seconds(max(times))
     return fastest if fastest == slowest else f"{fastest} to {slowest}"
 
 

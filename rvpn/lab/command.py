@@ -20,12 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from rvpn.cli.subcommand import Subparsers
+from rvpn.constants import Role
 from rvpn.errors import LocalError
-from rvpn.lab import bench_command, faults, services, trials_command
+from rvpn.lab import bench_command, condition, faults, services, trials_command
 from rvpn.lab.demo import demonstrate
 from rvpn.lab.impairment import Impairment
 from rvpn.lab.lab import Lab, default_directory, fresh_directory
 from rvpn.lab.report import say, table
+from rvpn.lab.series import Terms
 from rvpn.lab.topology import BACK, BOTH, MAX_NODES, OUT, Topology
 
 _DIRECTIONS = {OUT: (OUT,), BACK: (BACK,), "both": BOTH}
@@ -66,7 +68,12 @@ def register(commands: Subparsers) -> None:
 
 
 def _register_life(parsers: Subparsers) -> None:
-    up = parsers.add_parser("up", help="build the lab, start the services, leave it running")
+    up = parsers.add_parser(
+        "up",
+        help="build the lab, start the services, leave it running",
+        description="Build the lab, start the services with a client that leaves a silent gateway within "
+        "0.2 s, and return; the lab runs on until `rvpn lab down`.",
+    )
     _add_family(up)
     up.add_argument("--gateways", type=_number, default=3, metavar="N", help="how many (default: 3)")
     up.add_argument("--targets", type=_number, default=3, metavar="N", help="how many (default: 3)")
@@ -107,7 +114,8 @@ def _register_trouble(parsers: Subparsers) -> None:
     fault = parsers.add_parser(
         "fault",
         help="break a gateway, its links or its path, or mend it",
-        description="Break something of one gateway, or mend it:\n\n" + table(_fault_rows()),
+        description="Break something of one gateway, or mend it (the client is never touched):\n\n"
+        + table(_fault_rows()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fault.add_argument("fault", choices=faults.FAULTS, metavar="FAULT", help="one of the above")
@@ -185,7 +193,7 @@ def _up(options: argparse.Namespace) -> int:
     lab = Lab.start(topology, fresh_directory(), detached=True)
     try:
         if not options.bare:
-            services.configure(lab, mechanism=options.mechanism)
+            services.configure(lab, {Role.CLIENT: Terms().general()}, options.mechanism)
             gateway = services.start_all(lab)
             lab.serve_targets()
             say(f"The client has a session with {gateway}.")
@@ -193,6 +201,9 @@ def _up(options: argparse.Namespace) -> int:
         lab.close()
         raise
     say(f"The lab is up; its files are in {lab.directory}. `rvpn lab down` ends it.")
+    if not options.bare:
+        socket = lab.directory / "client.sock"
+        say(f"Before and after a `rvpn lab fault`: rvpn status --explain --socket {socket}")
     return 0
 
 
@@ -211,11 +222,9 @@ def _status(options: argparse.Namespace) -> int:
     processes = status["processes"]
     say(f"Fig. 2, IPv{lab.topology.family} outside; files in {lab.directory}")
     say(table(_node_rows(lab, processes)))
-    for name, value in status["network"].items():
-        if value:
-            say(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
-    if status["impairment"]:
-        say(f"impairment: {json.dumps(status['impairment'])}")
+    names = {str(lab.topology.gateway_address(name)): name for name in lab.topology.gateway_names}
+    for line in condition.words(status["network"], status["impairment"], names):
+        say(line)
     return 0
 
 

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.constants import HeartbeatMode
 from rvpn.lab.faults import FAULTS as KNOWN
 from rvpn.lab.series import ALL_DEAD, FAULTS, ONE_EXCHANGE, TOLERANCE, Series, Terms, Trial
-from rvpn.lab.trials_command import together
+from rvpn.lab.trials_command import rows, together
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIAL = Trial(
@@ -83,6 +83,15 @@ class FiguresTests(SynchronousTestCase):
         self.assertEqual((figures["defer_s"], figures["response_s"]), ("auto", "auto"))
         self.assertEqual(figures["outage_s"], {"min": 0.01, "median": 0.11, "p95": 0.21, "max": 0.21})
         self.assertEqual(figures["beyond_bound_s"]["max"], 0.01)
+
+    def test_table(self) -> None:
+        """The table shows what is judged: a long outage passes where as much was promised at its time."""
+        slow = replace(TRIAL, bound=1.0, outage=0.9)
+        quick = [replace(TRIAL, bound=0.045, outage=0.04)] * 2
+        heading, row = (dict(enumerate(cells)) for cells in rows([series(slow, *quick)]))
+        cells = {heading[column]: row[column] for column in row}
+        self.assertEqual((cells["PROMISED"], cells["P95"], cells["BEYOND"]), ("45 ms", "900 ms", "-5 ms"))
+        self.assertTrue(series(slow, *quick).passed)
 
     def test_together(self) -> None:
         """Several faults are one object as well, with what was most and what was all."""
