@@ -34,7 +34,7 @@ ALIGNMENT = 4
 #: The shortest ESP packet: an encrypted part of one aligned word.
 SHORTEST = OVERHEAD + ALIGNMENT
 #: Runs of slots that are kept; what a peer sends decides how many there might be.
-KEPT_RUNS = 64
+KEPT_RUNS = 128
 #: The longest padding there can be: 1, 2, 3, ... (RFC 4303 section 2.4).
 PADDING = bytes(range(1, 256))
 

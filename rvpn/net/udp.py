@@ -60,6 +60,8 @@ from rvpn.net.udpsocket import (
 READS_PER_WAKEUP, BYTES_PER_WAKEUP = 64, 1 << 18
 #: Bytes of the batch that a port reads into: the longest datagram, or run, behind all others.
 BATCH_CAPACITY = BYTES_PER_WAKEUP + (1 << 16)
+#: Behind several datagrams that came at once the next read begins at a multiple of so many bytes.
+ALIGNMENT = 1 << 12
 #: Seconds until a full queue of a network card is tried again: unlike a socket it does not tell.
 RETRY_INTERVAL = 0.001
 #: Where to listen if the policy does not say: everywhere.
@@ -189,6 +191,9 @@ class UDPPort(PacketReader):
             runs[-1].end += length
         elif length:  # an empty datagram means nothing
             self._batch.add(path, length, size)
+            if length > size:
+                # The next begins where others did, for which there are slots (rvpn.esp.codec).
+                self._batch.length = -(-self._batch.length // ALIGNMENT) * ALIGNMENT
 
     def _read_errors(self) -> None:
         # Reading it clears it: an error for which the kernel had no memory to queue would wake us for ever.

@@ -10,6 +10,7 @@ before twistd leaves the terminal; `stopService` says good-bye to the peers and 
 """
 
 import atexit
+import gc
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -188,6 +189,9 @@ class TunnelService(Service, ABC, Generic[NodeT]):
     def startService(self) -> None:
         """Begin to carry packets."""
         super().startService()
+        # What is there now stays: the collector need not look at it again and again between packets.
+        gc.collect()
+        gc.freeze()
         self._udp.startReading()
         self._tun.startReading()
         self._network.startReading()
