@@ -73,7 +73,7 @@ class TunnelTests(LabTestCase):
         """Keys are renewed every second for 30 s under 200 pings a second: not one packet is lost."""
         lab = self.start(KeyLifetime="1")
         result = lab.traffic("client", "ping", TARGET, "--count", 6000, "--interval", 0.005, timeout=60)
-        self.assertEqual((result["sent"], result["lost"]), (6000, 0))
+        self.assertEqual((result["sent"], result["lost"]), (6000, 0), result)
         self.assertGreaterEqual(services.ask_status(lab, "client")["exchanges"]["established"], 30)
 
     def test_narrow_link(self) -> None:
