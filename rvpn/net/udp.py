@@ -186,7 +186,8 @@ class UDPPort(PacketReader):
                 sent_to = entry
         path = self._origins[source, sent_to]
         runs = self._batch.runs
-        if runs and size == length and _continues(runs[-1], path, length):
+        behind = runs and runs[-1].end == self._batch.length
+        if behind and size == length and _continues(runs[-1], path, length):
             self._batch.length += length
             runs[-1].end += length
         elif length:  # an empty datagram means nothing

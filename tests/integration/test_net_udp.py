@@ -321,6 +321,17 @@ class OffloadTests(UDPTestCase):
             [(25, 10), (10, 10), (11, 11), (22, 11), (11, 11)],
         )
 
+    async def test_single_ones_behind_a_run(self) -> None:
+        """Datagrams that come one by one behind a run of the same size and path arrive as they were sent."""
+        port, sender = self.port(LOCAL4, reading=False), self.port(LOCAL4)
+        path = Path(Endpoint(LOCAL4, port.port))
+        sent = [bytes([number]) * 100 for number in range(8)]
+        send(sender, path, *sent[:4])
+        for datagram in sent[4:]:
+            send(sender, path, datagram)
+        port.doRead()
+        self.assertEqual([datagram for datagram, _ in self.recorder.datagrams], sent)
+
     async def test_many_in_one_wakeup(self) -> None:
         """One wake-up brings several runs, but not more than its bound."""
         port, sender = self.port(LOCAL4, reading=False), self.port(LOCAL4)
