@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from rvpn.cli.control_client import ask
 from rvpn.errors import LocalError
 from rvpn.lab import holder, requirements, wire
 from rvpn.lab.faults import FAULTS
@@ -216,7 +218,9 @@ class CommandTests(LabTestCase):
         status = json.loads(self.rvpn("status", "--json").stdout)
         self.assertEqual(status["topology"], {"family": 6, "gateways": 2, "targets": 1, "proxy_arp": True})
         self.assertEqual(status["network"]["cut"], ["gateway2 back", "gateway2 out"])
-        self.assertIn("2001:db8:0:22::1", self.rvpn("status").stdout)
+        told = self.rvpn("status").stdout
+        self.assertIn("2001:db8:0:22::1", told)
+        self.assertIn("gateway2: the path to the client is cut\n", told)
         self.assertEqual(self.rvpn("impair", "--delay", "30", "--mtu", "1300", "--nat").returncode, 0)
 
         ping = [sys.executable, "-m", "rvpn.lab.traffic", "ping", "--count", "2"]
@@ -228,6 +232,19 @@ class CommandTests(LabTestCase):
         self.assertEqual((down.returncode, down.stdout, down.stderr), (0, "", ""))
         self.assertFalse(self.directory.exists())
         self.assertEqual(self.rvpn("down").returncode, 1)
+
+    def test_fails_over(self) -> None:
+        """The client of `up` leaves a gateway that is killed by hand, though nobody sends anything."""
+        up = self.rvpn("up", "--gateways", "2", "--targets", "1")
+        self.assertEqual((up.returncode, up.stderr), (0, ""))
+        self.assertIn(f"--socket {self.directory}/client.sock", up.stdout)
+        self.rvpn("fault", "kill", "gateway1")
+        deadline = time.monotonic() + PATIENCE
+        sessions: list[dict[str, Any]] = []
+        while not any(s["in_use"] and s["gateway"] == "198.51.100.22" for s in sessions):
+            self.assertLess(time.monotonic(), deadline, sessions)
+            time.sleep(0.1)
+            sessions = ask(f"{self.directory}/client.sock", "status")["sessions"]
 
     def test_exec(self) -> None:
         """A command has the caller's input, output, directory and environment; its exit code is passed on."""
