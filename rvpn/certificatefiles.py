@@ -2,6 +2,7 @@
 The certificates, keys and revocation lists that a policy names, read from disk.
 
     policy, its directory -> `load` -> CertificateAuthenticator, or the fault of a file
+                          -> `inspect` -> that, and every fault at once
 
 A node whose policy names no certificate never imports this module.
 """
@@ -9,10 +10,10 @@ A node whose policy names no certificate never imports this module.
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -23,6 +24,7 @@ from rvpn.errors import LocalError
 from rvpn.keyexchange import certificates
 from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import UNREADABLE, Authority
+from rvpn.policy import model
 from rvpn.policy.model import Policy
 from rvpn.policy.values import InlinePEM
 
@@ -31,6 +33,7 @@ LONGEST_FILE = 1 << 23
 
 #: A file, or what the policy holds in its place.
 Source = Path | InlinePEM
+T = TypeVar("T")
 
 
 class FileFault(LocalError):
@@ -41,35 +44,74 @@ class FileFault(LocalError):
         self.statement = statement
 
 
+class _Faults(list[FileFault]):
+    """The faults that were found; a file that has one is None, and those after it are read all the same."""
+
+    def collect(self, read: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return read(*arguments)
+        except FileFault as fault:
+            self.append(fault)
+            return None
+
+
 def load(policy: Policy, place: Path, role: Role) -> CertificateAuthenticator:
     """
     Return what the policy in directory `place` names.
 
     Raises `FileFault` with the file, what was found there and what was expected.
     """
+    loaded, faults = inspect(policy, place, role)
+    if loaded is None:
+        raise faults[0]
+    return loaded
+
+
+def inspect(
+    policy: Policy, place: Path, role: Role
+) -> tuple[CertificateAuthenticator | None, list[FileFault]]:
+    """Return what the policy in directory `place` names, or None and all that is wrong with its files."""
     assert policy.certificate is not None
     assert policy.certificate_key is not None
-    own, key = _at(place, policy.certificate), _at(place, policy.certificate_key)
-    certificate = _certificate("Certificate", own)
-    with _about("Certificate", own):
+    faults, key = _Faults(), _at(place, policy.certificate_key)
+    certificate = faults.collect(_own, _at(place, policy.certificate), role)
+    authorities = _authorities(policy, place, faults)
+    private_key = faults.collect(_private_key, key)
+    if certificate is None or faults:
+        return None, faults
+    files = CertificateFiles(role, certificate, private_key, authorities)
+    return faults.collect(_authenticator, key, files), faults
+
+
+def _own(path: Source, role: Role) -> x509.Certificate:
+    certificate = _certificate("Certificate", path)
+    with _about("Certificate", path):
         certificates.check_own(certificate, role)
-    authorities = tuple(_authorities(policy, place))
-    private_key = _private_key(key)
+    return certificate
+
+
+def _authenticator(key: Source, files: CertificateFiles) -> CertificateAuthenticator:
     with _about("CertificateKey", key):
-        return CertificateAuthenticator(CertificateFiles(role, certificate, private_key, authorities))
+        return CertificateAuthenticator(files)
 
 
-def _authorities(policy: Policy, place: Path) -> Iterator[Authority]:
-    """Yield the authorities of the policy, each with what it revoked."""
-    found = []
-    for stated in policy.authorities:
-        label, path = f"Authority{stated.number}", _at(place, stated.file)
-        certificate = _certificate(label, path)
-        with _about(label, path):
-            certificates.check_authority(certificate)
-        found.append(Authority(label, certificate, stated.networks))
-    lists = [crl for name in policy.revoked for crl in _lists(_at(place, name), found)]
-    yield from (certificates.with_lists(authority, lists) for authority in found)
+def _authorities(policy: Policy, place: Path, faults: _Faults) -> tuple[Authority, ...]:
+    """Return the authorities of the policy that are none of the faults, each with what it revoked."""
+    read = [faults.collect(_authority, stated, place) for stated in policy.authorities]
+    found = [authority for authority in read if authority is not None]
+    # A list may be that of an authority which could not be read.
+    signers = found if len(found) == len(read) else None
+    read_lists = [faults.collect(_lists, _at(place, name), signers) or [] for name in policy.revoked]
+    lists = [crl for of_file in read_lists for crl in of_file]
+    return tuple(certificates.with_lists(authority, lists) for authority in found)
+
+
+def _authority(stated: model.Authority, place: Path) -> Authority:
+    label, path = f"Authority{stated.number}", _at(place, stated.file)
+    certificate = _certificate(label, path)
+    with _about(label, path):
+        certificates.check_authority(certificate)
+    return Authority(label, certificate, stated.networks)
 
 
 def _at(place: Path, name: str) -> Source:
@@ -82,13 +124,18 @@ def _certificate(statement: str, path: Source) -> x509.Certificate:
         return x509.load_pem_x509_certificate(_read(path))
 
 
-def _lists(path: Source, authorities: list[Authority]) -> list[x509.CertificateRevocationList]:
-    """Return every list in a file: one that was overlooked would revoke nothing."""
+def _lists(path: Source, authorities: list[Authority] | None) -> list[x509.CertificateRevocationList]:
+    """
+    Return every list in a file: one that was overlooked would revoke nothing.
+
+    Whether one of `authorities` signed them is not asked if these are not known.
+    """
     with _about("Revoked", path, "a revocation list in PEM"):
         first, *blocks = re.split(rb"^(?=-----BEGIN X509 CRL-----)", _read(path), flags=re.MULTILINE)
         lists = [x509.load_pem_x509_crl(block) for block in blocks or [first]]
-        for crl in lists:
-            certificates.check_list(crl, authorities)
+        if authorities is not None:
+            for crl in lists:
+                certificates.check_list(crl, authorities)
         return lists
 
 

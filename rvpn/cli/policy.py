@@ -20,8 +20,8 @@ def register(commands: Subparsers) -> None:
         "check",
         help="report all errors and doubtful entries of policy files",
         description="Report every error and every doubtful entry of policy files, one line each, as "
-        "FILE:LINE: error: ... or FILE:LINE: warning: .... The key files that they name are looked at too. "
-        "The exit code is 1 if there are errors, and 0 if there are none or only warnings.",
+        "FILE:LINE: error: ... or FILE:LINE: warning: .... The key and certificate files that they name are "
+        "looked at too. The exit code is 1 if there are errors, and 0 if there are none or only warnings.",
     )
     checking.add_argument("files", metavar="FILE", nargs="+", help="a policy file")
     checking.set_defaults(run=_check)
@@ -63,14 +63,21 @@ def _key_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iter
 
 
 def _certificate_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iterator[Diagnostic]:
-    """Yield a warning for the first file of certificates that the services would refuse."""
+    """Yield an error for each file of certificates that the services refuse, and what they cannot see."""
     # Imported here, so that no other command waits for it.
     from rvpn import certificatefiles
+    from rvpn.keyexchange.certificates import addresses
 
-    try:
-        certificatefiles.load(policy, Path(filename).parent, Role.CLIENT if policy.tunnels else Role.GATEWAY)
-    except certificatefiles.FileFault as fault:
-        yield Diagnostic(filename, lines[fault.statement], Severity.WARNING, str(fault))
+    role = Role.CLIENT if policy.tunnels else Role.GATEWAY
+    loaded, faults = certificatefiles.inspect(policy, Path(filename).parent, role)
+    for fault in faults:
+        yield Diagnostic(filename, lines[fault.statement], Severity.ERROR, str(fault))
+    if loaded is not None and role is Role.CLIENT:
+        certified = addresses(loaded.files.certificate)
+        for address in policy.inner_addresses or ():
+            if address not in certified:
+                text = f"InnerAddress {address} is not in the certificate; gateways refuse this client"
+                yield Diagnostic(filename, lines["InnerAddress"], Severity.WARNING, text)
 
 
 def _count(number: int, noun: str) -> str:

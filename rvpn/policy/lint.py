@@ -31,7 +31,7 @@ def lint(reading: Reading) -> list[Diagnostic]:
     warnings = [*_hidden_tunnels(policy.tunnels), *_hidden_redirects(policy.redirects)]
     if not reading.errors:
         warnings += [*_heartbeats_off(policy), *_keys_missing(reading), *_networks_missing(reading)]
-        warnings += _presence_nowhere(policy)
+        warnings += [*_presence_nowhere(policy), *_ranges(policy)]
     return [
         Diagnostic(reading.filename, reading.lines.get(place, 1), Severity.WARNING, text)
         for place, text in warnings
@@ -122,3 +122,17 @@ def _presence_nowhere(policy: Policy) -> Iterator[tuple[str, str]]:
     """Find a gateway that is to answer on a LAN without knowing where that is (DESIGN 8)."""
     if policy.presence is LanPresence.PROXY_ARP and policy.lan_interface is None:
         yield "Presence", "Presence = proxy-arp needs Interface in [LAN]; the service refuses such a policy"
+
+
+def _ranges(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Find authorities whose clients no gateway takes, or could take the LAN's own addresses."""
+    for authority in () if policy.tunnels else policy.authorities:
+        place = f"Authority{authority.number}"
+        if not authority.networks:
+            yield place, f"{place} names no inner addresses; this gateway refuses all of its clients"
+        for network in authority.networks:
+            within = (n for n in policy.lan_networks if n.prefixlen >= network.prefixlen)
+            if lans := " ".join(str(n) for n in within if n.network_address in network):
+                yield place, f"{place} grants {network}, all of the LAN {lans}: also its machines' addresses"
+            elif network.prefixlen == 0:
+                yield place, f"{place} grants {network}: any address there is"

@@ -20,6 +20,7 @@ from rvpn.policy import load
 from rvpn.service import certificates, configuration
 from rvpn.service.certificates import FILES_INTERVAL, CertificateWatch
 from tests.certificates import DAY, TODAY, Authority, Issued, authenticator, rsa_key
+from tests.unit.test_cli import rvpn
 
 POLICY = """\
 [IDENTITY]
@@ -164,12 +165,37 @@ class LoadTests(FilesTestCase):
         self.assertIn("the PEM below CertificateKey: found a key that is not the certificate's", str(fault))
 
     def test_check(self) -> None:
-        """`rvpn policy check` warns of such a file at its line."""
+        """`rvpn policy check` reports each such file at its line, as an error: the services refuse it."""
         file = self.directory / "node.policy"
-        self.assertEqual(policy._diagnose(str(file)), [])
+        (ranges,) = policy._diagnose(str(file))
+        self.assertIn(":6: warning: Authority7 names no inner addresses", str(ranges))
+        self.write("own.pem", self.ca.client().pem)
+        self.write("own.key", b"rubbish")
         self.write("crl.pem", b"rubbish")
-        (found,) = policy._diagnose(str(file))
-        self.assertTrue(str(found).startswith(f"{file}:7: warning: {self.directory}/crl.pem: found"), found)
+        (self.directory / "other.pem").unlink()
+        found = [str(diagnostic) for diagnostic in policy._diagnose(str(file)) if diagnostic != ranges]
+        expected = ((2, "own.pem"), (3, "own.key"), (6, "other.pem"), (7, "crl.pem"))
+        self.assertEqual(len(found), len(expected), found)
+        for text, (line, name) in zip(found, expected, strict=True):
+            self.assertTrue(text.startswith(f"{file}:{line}: error: {self.directory}/{name}: "), text)
+        self.assertEqual(rvpn("policy", "check", str(file)).code, 1)
+
+    def test_unread_authority(self) -> None:
+        """A list of an authority that could not be read is no second fault."""
+        self.write("ca.pem", b"rubbish")
+        self.fault("Authority1", "ca.pem: found something else")
+        found = certificatefiles.inspect(load(POLICY, "f"), self.directory, Role.GATEWAY)[1]
+        self.assertEqual([fault.statement for fault in found], ["Authority1"])
+
+    def test_check_of_client(self) -> None:
+        """A client whose policy has an inner address that its certificate lacks is warned of that."""
+        self.write("own.pem", self.gone.pem)
+        self.write("own.key", self.gone.key_pem)
+        more = "[TUNNEL]\nTunnel1 = 10.0.0.0/8 192.0.2.1\n[DEVICE]\nInnerAddress = 10.99.0.1 10.99.0.5\n"
+        lan = POLICY.index("[LAN]")
+        self.write("node.policy", (POLICY[:lan] + "[GENERAL]\nMechanism = tls\n" + more).encode())
+        (found,) = policy._diagnose(str(self.directory / "node.policy"))
+        self.assertIn(":13: warning: InnerAddress 10.99.0.5 is not in the certificate", str(found))
 
 
 class ConfigurationTests(FilesTestCase):

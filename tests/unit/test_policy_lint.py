@@ -118,7 +118,7 @@ class MissingTests(SynchronousTestCase):
                 tunnel + certificate + authority + pinned,
                 [f"f:5: warning: no PrivateKey in [IDENTITY]; {refused}"],
             ),
-            (lan + certificate + authority, []),
+            (lan + certificate + authority.replace("ca.pem", "ca.pem 10.99.0.0/24"), []),
         ):
             self.assertEqual([str(diagnostic) for diagnostic in check(text, "f")[1]], found)
 
@@ -151,6 +151,27 @@ class MissingTests(SynchronousTestCase):
         lan = "[LAN]\nNetworks = 10.0.0.0/8\nPresence = proxy-arp\n"
         self.assertEqual(warnings(lan), [text])
         self.assertEqual(warnings(lan + "Interface = eth1\n"), [])
+
+    def test_ranges(self) -> None:
+        """At a gateway an authority without inner addresses is of no use, and one with too many a danger."""
+        lan = "[LAN]\nNetworks = 10.0.0.0/8 fd00::/64\n[AUTHORITIES]\nAuthority1 = ca.pem "
+        for ranges, found in (
+            ("10.99.0.0/24", []),
+            ("", ["4: Authority1 names no inner addresses; this gateway refuses all of its clients"]),
+            (
+                "10.0.0.0/8 fd00:9::/64",
+                ["4: Authority1 grants 10.0.0.0/8, all of the LAN 10.0.0.0/8: also its machines' addresses"],
+            ),
+            (
+                "::/0",
+                ["4: Authority1 grants ::/0, all of the LAN fd00::/64: also its machines' addresses"],
+            ),
+        ):
+            self.assertEqual(warnings(f"{lan}{ranges}\n"), found)
+        everything = "[LAN]\nNetworks = 10.0.0.0/8\n[AUTHORITIES]\nAuthority1 = ca.pem ::/0\n"
+        self.assertEqual(warnings(everything), ["4: Authority1 grants ::/0: any address there is"])
+        client = f"[TUNNEL]\nTunnel1 = 0.0.0.0/0 192.0.2.1\n[PEERS]\n192.0.2.1 = {KEY}\n"
+        self.assertEqual(warnings(client + "[AUTHORITIES]\nAuthority1 = ca.pem\n"), [])
 
     def test_gateway_inside_its_targets(self) -> None:
         """A gateway whose outer address lies among the targets bypasses the tunnel: no warning."""
