@@ -49,6 +49,8 @@ def register(commands: Subparsers) -> None:
 
 
 def _enroll(options: argparse.Namespace) -> int:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     from rvpn.pki.authority import Authority
     from rvpn.pki.enrolment import Enrolment, Template
 
@@ -59,7 +61,7 @@ def _enroll(options: argparse.Namespace) -> int:
         addresses = tuple(map(ip_address, wanted.alternatives))
         template = Template(policyfile.read(source), str(source))
         newfile.refuse_existing([] if options.renew else [file])
-        revocations = authority.revocations_pem
+        revocations = authority.revocations.public_bytes(Encoding.PEM)
         secret = passphrase.get(options.passphrase_file, options.ca)
         with authority.issuing(wanted, secret, pki.now()) as issued:
             enrolment = Enrolment(

@@ -249,8 +249,10 @@ def _show(options: argparse.Namespace) -> int:
     with Authority(options.ca) as authority:
         shown = {
             "authority": description.of_certificate(authority.certificate, now()),
-            "revocations": description.of_revocations(authority.revocations_pem),
-            "certificates": [description.of_entry(entry, now()) for entry in authority.entries],
+            "revocations": description.of_revocations(authority.revocations),
+            "certificates": [
+                description.of_entry(entry, now(), authority.unlisted) for entry in authority.entries
+            ],
         }
     print(json.dumps(shown) if options.json else _listed(shown, options.ca))
     return 0

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
-from rvpn.keyexchange.certificates import MAX_ADDRESSES
+from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_signed_by
 from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.index import Entry, read, write
@@ -129,9 +129,31 @@ class Authority:
         return self.certificate.public_bytes(Encoding.PEM)
 
     @property
-    def revocations_pem(self) -> bytes:
-        """The last revocation list. Raises `LocalError` if it cannot be read."""
-        return self._read(REVOCATIONS)
+    def revocations(self) -> x509.CertificateRevocationList:
+        """The last revocation list. Raises `LocalError` if there is none, or another one in its place."""
+        path = self.directory / REVOCATIONS
+        try:
+            revocations = x509.load_pem_x509_crl(self._read(REVOCATIONS))
+            if is_signed_by(revocations, self.certificate):
+                return revocations
+        except UNREADABLE:
+            pass
+        raise LocalError(
+            f"{path}: found something that is not this authority's revocation list; "
+            "rvpn pki revoke without a name writes it anew"
+        )
+
+    @property
+    def unlisted(self) -> set[int]:
+        """
+        The serial numbers of what is revoked and not in the revocation list.
+
+        That is what a crash between the two leaves behind, or a lost list; whoever revokes writes both again.
+        """
+        revoked = {entry.serial for entry in self.entries if entry.revoked}
+        with suppress(LocalError):
+            return revoked - {entry.serial_number for entry in self.revocations}
+        return revoked
 
     def check(self, request: Request, now: datetime) -> Request:
         """
@@ -192,11 +214,17 @@ class Authority:
             raise
 
     def to_revoke(self, names: Iterable[str], now: datetime) -> set[int]:
-        """Return the serial numbers of all valid certificates of these names; `LocalError`: there is none."""
+        """
+        Return the serial numbers of all valid certificates of these names.
+
+        Raises `LocalError` if a name has none, nor one whose revocation did not get into the list.
+        """
         serials: set[int] = set()
+        unlisted = self.unlisted
         for name in names:
-            live = {entry.serial for entry in self.entries if entry.name == name and entry.is_live(now)}
-            if not live:
+            own = [entry for entry in self.entries if entry.name == name]
+            live = {entry.serial for entry in own if entry.is_live(now)}
+            if not live and not any(entry.serial in unlisted for entry in own):
                 raise LocalError(f"{name} has no certificate that is valid; rvpn pki show lists all")
             serials |= live
         return serials
@@ -218,8 +246,7 @@ class Authority:
     def _last_number(self) -> int:
         """Return the number of the last list, 0 if that is lost: the clock's is greater in any case."""
         with suppress(LocalError, ValueError, x509.ExtensionNotFound):
-            last = x509.load_pem_x509_crl(self.revocations_pem)
-            return last.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+            return self.revocations.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         return 0
 
     def _refuse_shared(self, name: str, addresses: tuple[str, ...], now: datetime) -> None:

@@ -3,7 +3,7 @@ What is in a certificate, an index or a revocation list, whoever made it: as val
 people.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -52,9 +52,10 @@ def of_certificate(certificate: x509.Certificate, now: datetime) -> Description:
         raise LocalError(f"cannot read this certificate: {error}") from None
 
 
-def of_entry(entry: Entry, now: datetime) -> Description:
-    """Describe a line of the index."""
+def of_entry(entry: Entry, now: datetime, unlisted: Container[int] = ()) -> Description:
+    """Describe a line of the index; `unlisted` are numbers that the revocation list should have."""
     revoked = entry.revoked
+    state = f"revoked {revoked:%Y-%m-%d}" if revoked else _state(entry.issued, entry.expires, now)
     return {
         "role": entry.role.value,
         "name": entry.name,
@@ -63,20 +64,16 @@ def of_entry(entry: Entry, now: datetime) -> Description:
         "issued": entry.issued.isoformat(),
         "expires": entry.expires.isoformat(),
         "revoked": revoked.isoformat() if revoked else None,
-        "state": f"revoked {revoked:%Y-%m-%d}" if revoked else _state(entry.issued, entry.expires, now),
+        "state": f"{state}, not in the list" if entry.serial in unlisted else state,
     }
 
 
-def of_revocations(pem: bytes) -> Description:
-    """Describe a revocation list. Raises `LocalError` if it is none."""
-    try:
-        revocations = x509.load_pem_x509_crl(pem)
-        number = revocations.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except (ValueError, x509.ExtensionNotFound):
-        raise LocalError("found no revocation list in PEM") from None
+def of_revocations(revocations: x509.CertificateRevocationList) -> Description:
+    """Describe a revocation list; `number` is None if it has none."""
     end = revocations.next_update_utc
+    numbers = [found.crl_number for found in _found(revocations.extensions, x509.CRLNumber)]
     return {
-        "number": number,
+        "number": numbers[0] if numbers else None,
         "revoked": len(revocations),
         "issued": revocations.last_update_utc.isoformat(),
         "next": end.isoformat() if end else None,

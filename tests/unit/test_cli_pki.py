@@ -192,6 +192,19 @@ class ShowTests(CommandTestCase):
             lines[4], r"\Aclient +alice +10\.99\.0\.7 +2027-12-28 +revoked 2026-11-23 +[0-9A-F]+\Z"
         )
 
+    def test_list_is_behind(self) -> None:
+        """A revocation that did not get into the list, and a list that is none, are told."""
+        path = self.ca / "crl.pem"
+        self.rvpn("pki", "revoke")
+        listed = path.read_bytes()
+        self.rvpn("pki", "revoke", "gw1")
+        path.write_bytes(listed)
+        self.assertIn(" revoked 2026-11-23, not in the list ", self.rvpn("pki", "show").out.splitlines()[3])
+        self.assertEqual(self.rvpn("pki", "revoke", "gw1").code, 0)
+        self.assertNotIn("not in the list", self.rvpn("pki", "show").out)
+        path.write_bytes(b"garbage")
+        self.refused(self.rvpn("pki", "show"), f"{path}: found something that is not this authority's")
+
     def test_expiry(self) -> None:
         """What expires soon says so, and what has expired too."""
         for days, state in ((364, "valid"), (366, "expires in 34 days"), (401, "expired")):

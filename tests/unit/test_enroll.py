@@ -105,6 +105,13 @@ class EnrollTests(CommandTestCase):
         self.refused(self.enroll("alice", "10.99.0.7"), "alice.rvpn: exists already")
         self.assertEqual(self.files(), before)
 
+    def test_damaged_list(self) -> None:
+        """A revocation list that no service would read ends the command before a certificate is issued."""
+        (self.ca / "crl.pem").write_bytes(b"garbage")
+        before = self.files()
+        self.refused(self.enroll("alice", "10.99.0.7"), "crl.pem: found something that is not")
+        self.assertEqual(self.files(), before)
+
     def test_bad_templates(self) -> None:
         """What a template must not have, or lacks, is told with its line, and no certificate is issued."""
         for content, fault in (

@@ -353,7 +353,7 @@ class DirectoryTests(AuthorityTestCase):
         self.issue(GATEWAY)
         self.assertEqual(self.authority.to_revoke(["alice"], NOW), revoked)
         self.authority.revoke(revoked, PASSPHRASE, NOW)
-        listed = x509.load_pem_x509_crl(self.authority.revocations_pem)
+        listed = self.authority.revocations
         self.assertEqual({entry.serial_number for entry in listed}, revoked)
         self.assertEqual({e.serial for e in self.authority.entries if e.revoked == NOW}, revoked)
         for name in ("alice", "mallory"):
@@ -364,7 +364,7 @@ class DirectoryTests(AuthorityTestCase):
         """A list holds as long as its authority, its numbers grow, and a late clock takes it too."""
         lists = []
         for _ in range(3):
-            lists.append(x509.load_pem_x509_crl(self.authority.revocations_pem))
+            lists.append(self.authority.revocations)
             self.authority.revoke(set(), PASSPHRASE, NOW)
         numbers = [c.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for c in lists]
         self.assertEqual(sorted(set(numbers)), numbers)
@@ -372,9 +372,36 @@ class DirectoryTests(AuthorityTestCase):
         self.assertEqual(lists[0].last_update_utc, NOW - timedelta(hours=1))
         (self.directory / "crl.pem").unlink()
         self.authority.revoke(set(), PASSPHRASE, NOW + timedelta(seconds=9))
-        again = x509.load_pem_x509_crl(self.authority.revocations_pem)
+        again = self.authority.revocations
         number = again.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         self.assertGreater(number, numbers[-1])
+
+    def test_damaged_list(self) -> None:
+        """What this authority did not sign is not taken for its list, and to revoke mends it."""
+        path = self.directory / "crl.pem"
+        self.issue(CLIENT)
+        self.authority.revoke(self.authority.to_revoke(["alice"], NOW), PASSPHRASE, NOW)
+        elsewhere = Path(self.mktemp())
+        authority.create(elsewhere, "authority", PASSPHRASE, NOW)
+        for content in (b"", b"garbage", (elsewhere / "crl.pem").read_bytes()):
+            path.write_bytes(content)
+            error = self.assertRaises(LocalError, lambda: self.authority.revocations)
+            self.assertIn(f"{path}: found something that is not this authority's", str(error))
+            self.authority.revoke(set(), PASSPHRASE, NOW)
+            self.assertEqual(len(self.authority.revocations), 1)
+
+    def test_half_revoked(self) -> None:
+        """A crash between index and list is seen, and mended by revoking again."""
+        serial = self.issue(CLIENT).entry.serial
+        path = self.directory / "crl.pem"
+        before = path.read_bytes()
+        self.authority.revoke(self.authority.to_revoke(["alice"], NOW), PASSPHRASE, NOW)
+        self.assertEqual(self.authority.unlisted, set())
+        path.write_bytes(before)
+        self.assertEqual(self.authority.unlisted, {serial})
+        self.authority.revoke(self.authority.to_revoke(["alice"], NOW), PASSPHRASE, NOW)
+        self.assertEqual(self.authority.unlisted, set())
+        self.assertRaises(LocalError, self.authority.to_revoke, ["alice"], NOW)
 
     def test_damage(self) -> None:
         """A directory that is none, or lacks or garbles a file, is named in one line."""
