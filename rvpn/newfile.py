@@ -14,11 +14,15 @@ from pathlib import Path
 from rvpn.errors import LocalError
 
 
-def refuse_existing(paths: Iterable[Path]) -> None:
-    """Raise `LocalError` if one of these files exists: before anybody is asked for anything."""
+def refuse_existing(paths: Iterable[Path], instead: str = "choose another name") -> None:
+    """
+    Raise `LocalError` if one of these files exists: before anybody is asked for anything.
+
+    `instead` is what to do about it.
+    """
     for path in paths:
         if path.exists() or path.is_symlink():
-            raise _exists(path)
+            raise _exists(path, instead)
 
 
 def write(files: Mapping[Path, bytes], overwrite: bool = False) -> None:
@@ -74,5 +78,5 @@ def _place(pending: Mapping[Path, Path], overwrite: bool) -> None:
         raise LocalError(f"{path}: cannot create this file: {error.strerror}") from None
 
 
-def _exists(path: Path) -> LocalError:
-    return LocalError(f"{path}: exists already and is left as it is; choose another name")
+def _exists(path: Path, instead: str = "choose another name") -> LocalError:
+    return LocalError(f"{path}: exists already and is left as it is; {instead}")

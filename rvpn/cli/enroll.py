@@ -60,7 +60,7 @@ def _enroll(options: argparse.Namespace) -> int:
         wanted = authority.check(pki.request(options, Role.CLIENT), pki.now())
         addresses = tuple(map(ip_address, wanted.alternatives))
         template = Template(policyfile.read(source), str(source))
-        newfile.refuse_existing([] if options.renew else [file])
+        newfile.refuse_existing([] if options.renew else [file], "remove it, or choose another with -o")
         revocations = authority.revocations.public_bytes(Encoding.PEM)
         secret = passphrase.get(options.passphrase_file, options.ca)
         with authority.issuing(wanted, secret, pki.now()) as issued:

@@ -189,7 +189,9 @@ def _issue(options: argparse.Namespace) -> int:
     certificate, key = (options.out / f"{options.name}.{ending}" for ending in ("pem", "key"))
     with Authority(options.ca) as authority:
         wanted = authority.check(request(options, options.role), now())
-        newfile.refuse_existing([] if options.renew else [certificate, key])
+        newfile.refuse_existing(
+            [] if options.renew else [certificate, key], "remove it, or choose another --out"
+        )
         secret = passphrase.get(options.passphrase_file, options.ca)
         with authority.issuing(wanted, secret, now()) as issued:
             newfile.write({key: issued.key, certificate: issued.certificate}, overwrite=options.renew)

@@ -306,7 +306,8 @@ def _renewed(before: list[Entry], name: str) -> Entry:
     last = before[-1]
     if last.revoked:
         raise LocalError(
-            f"{name} was revoked on {last.revoked:%Y-%m-%d}: to let it in again, issue it without --renew"
+            f"{name} was revoked on {last.revoked:%Y-%m-%d}: to let it in again, remove what was made for it "
+            "before, and issue it without --renew"
         )
     return last
 

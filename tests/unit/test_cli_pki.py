@@ -106,7 +106,9 @@ class IssueTests(CommandTestCase):
         (self.directory / "gw1.key").write_bytes(b"precious")
         before = self.files()
         outcome = self.rvpn("pki", "gateway", "gw1", "192.0.2.1", passphrase_file="/nonexistent")
-        self.refused(outcome, "gw1.key: exists already")
+        self.refused(
+            outcome, "gw1.key: exists already and is left as it is; remove it, or choose another --out"
+        )
         self.assertEqual(self.files(), before)
 
     def test_no_place(self) -> None:

@@ -105,6 +105,18 @@ class EnrollTests(CommandTestCase):
         self.refused(self.enroll("alice", "10.99.0.7"), "alice.rvpn: exists already")
         self.assertEqual(self.files(), before)
 
+    def test_again_after_revocation(self) -> None:
+        """A revoked client gets in again only on purpose, and each refusal says how."""
+        self.enroll("alice", "10.99.0.7")
+        self.rvpn("pki", "revoke", "alice")
+        self.refused(self.enroll("--renew", "alice"), "remove what was made for it before, and issue it")
+        again = self.enroll("alice", "10.99.0.7")
+        self.refused(again, "left as it is; remove it, or choose another with -o")
+        self.file.unlink()
+        self.assertEqual(self.enroll("alice", "10.99.0.7").code, 0)
+        self.rvpn("pki", "revoke", "alice")
+        self.assertEqual(self.enroll("alice", "10.99.0.7", output=self.directory / "other").code, 0)
+
     def test_damaged_list(self) -> None:
         """A revocation list that no service would read ends the command before a certificate is issued."""
         (self.ca / "crl.pem").write_bytes(b"garbage")
