@@ -376,12 +376,14 @@ class Client(TunnelEnd):
         if gateway in self._initiations:
             raise RemoteError(DropReason.UNKNOWN_EXCHANGE, "our own exchange with it is under way")
         reply = self._acceptor.receive(message, path, now)
+        if reply.established is not None:
+            try:
+                self._accept(reply.established, now)
+            except RemoteError as error:
+                reply = self._acceptor.refuse(reply.established, message, error)
         if reply.refused is not None:
             self.drop(reply.refused.reason)
-        actions: list[Action] = [Send(answer, path) for answer in reply.datagrams]
-        if reply.established is not None:
-            self._accept(reply.established, now)
-        return actions
+        return [Send(answer, path) for answer in reply.datagrams]
 
     def _accept_by(self, mechanism: Mechanism, request: AcceptRequest) -> SecurityContext:
         peer = self._policy.peer(request.path.remote.address)
@@ -425,7 +427,11 @@ class Client(TunnelEnd):
         )
 
     def _accept(self, established: Established, now: float) -> None:
-        """Cache the keys of a gateway's exchange; nothing else changes before it proved that it has them."""
+        """
+        Cache the keys of a gateway's exchange; nothing else changes before it proved that it has them.
+
+        Raises `RemoteError`.
+        """
         context = established.context
         if context.own_parameters.refusal:
             return

@@ -128,7 +128,7 @@ class Gateway(TunnelEnd):
     def _go_on_without(self, before: Iterable[Client], credentials: Credentials, now: float) -> list[Action]:
         """End what is no longer granted of what was `before`, calls under way too, and keep nothing of it."""
         actions = super().certify(credentials, now)
-        self._clients.forget(self._objection)
+        self._clients.forget(lambda session: self._objection(session, session.authentication))
         for client in before:
             if not self._clients.has(client):
                 actions += self._calls.give_up(client.identity, now)
@@ -186,12 +186,15 @@ class Gateway(TunnelEnd):
         except RemoteError as error:
             self.drop(error.reason)
             return ()
-        actions: list[Action] = [Send(answer, path) for answer in reply.datagrams]
+        actions: list[Action] = []
+        if reply.established is not None:
+            try:
+                actions = self._accept(reply.established, now)
+            except RemoteError as error:
+                reply = self._acceptor.refuse(reply.established, message, error)
         if reply.refused is not None:
             actions += self._refused(reply.refused, path, now)
-        if reply.established is not None:
-            actions += self._accept(reply.established, now)
-        return actions
+        return [*(Send(answer, path) for answer in reply.datagrams), *actions]
 
     def _refused(self, error: RemoteError, path: Path, now: float) -> list[Action]:
         """Count a refusal, and tell of it unless the last such line is fresh: strangers can cause many."""
@@ -274,7 +277,11 @@ class Gateway(TunnelEnd):
         }
 
     def _accept(self, established: Established, now: float) -> list[Action]:
-        """Cache the keys; nothing else changes before the client proves that it has them (DESIGN 4)."""
+        """
+        Cache the keys; nothing else changes before the client proves that it has them (DESIGN 4).
+
+        Raises `RemoteError`.
+        """
         context = established.context
         answer, peer = context.own_parameters, context.peer
         if answer.refusal:

@@ -204,10 +204,13 @@ class TunnelEnd(ABC):
 
     def _open_pair(self, session: Session, pair: SAPair, now: float) -> None:
         """
-        Open a pair of SAs until its hard limit.
+        Open a pair of SAs until its hard limit: here keys become a session, in whichever direction.
 
         The acceptor closes it earlier if nothing confirms it; at the initiator that is for the KMS to decide.
+        Raises `RemoteError` if the peer would be refused by what was read since its exchange began.
         """
+        if reason := self._objection(session, pair.authentication):
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, reason)
         self.cache.add_pair(session, pair)
         session.learn_path_mtu(self._link_mtu)
         self._close_at(pair, _hard_limit(pair) if pair.initiator else now + CONFIRMATION_TIME)
@@ -297,18 +300,21 @@ class TunnelEnd(ABC):
         """
         actions: list[Action] = []
         for session in self.cache:
-            if reason := self._objection(session):
+            if reason := self._objection(session, session.authentication):
                 actions += self.fail(session, reason, now, failed=False)
         for pair in list(self.cache.by_spi.values()):
-            if pair.session is not None and self._objection(pair.session):
+            if pair.session is not None and self._objection(pair.session, pair.authentication):
                 actions += self._close_pair(pair, now)
         return actions
 
-    def _objection(self, session: Session) -> str:
-        """Return why `session` must end, by the policy or by what it says of the peer's certificate."""
+    def _objection(self, session: Session, told: Authentication | None) -> str:
+        """
+        Return why `session` must not be, by the policy or by what it says of the peer's certificate, of which
+        the peer `told`.
+        """
         if not self.grants(session):
             return "the policy no longer has it"
-        told, certificates = session.authentication, self._credentials.certificates
+        certificates = self._credentials.certificates
         if told is None or told.mechanism is not Mechanism.TLS or certificates is None:
             return ""
         return certificates.objection(told, session.inner_addresses)

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from rvpn.constants import Mechanism, Role
-from rvpn.interfaces import IPNetwork, PeerIdentity
+from rvpn.interfaces import Authentication, IPAddress, IPNetwork, PeerIdentity
 from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import Authority as Accepted
 from rvpn.keyexchange.certificates import Judgement, with_lists
@@ -213,3 +213,7 @@ class Careless(CertificateAuthenticator):
     ) -> Judgement:
         """Take anybody for whoever was expected."""
         return Judgement(peer or PeerIdentity(Mechanism.TLS, "anybody"), Accepted("any", chain[-1]), None)
+
+    def objection(self, authentication: Authentication, inner_addresses: Sequence[IPAddress]) -> str:
+        """Never object."""
+        return ""

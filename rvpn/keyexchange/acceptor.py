@@ -148,6 +148,11 @@ class Acceptor:
         """Forget an exchange whose peer has proved that it has the keys; harmless if that is done already."""
         self._forget(established.request)
 
+    def refuse(self, established: Established, message: Message, error: RemoteError) -> Reply:
+        """Forget an exchange of which `message` was the last; its answer, with our keys, is not sent."""
+        self._forget(established.request)
+        return _refuse(message, _REJECTED.get(error.reason, Rejected.REFUSED), error)
+
     # --- a new exchange -------------------------------------------------------------------------------
 
     def _begin(self, request: AcceptRequest, first: Fragment, now: float) -> Reply:

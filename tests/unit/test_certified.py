@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, HeartbeatMode, Mechanism, Role
 from rvpn.gateway import Gateway
-from rvpn.keyexchange.credentials import Credentials
+from rvpn.keyexchange.credentials import Authenticator, Credentials
 from rvpn.policy.model import Client as PolicyClient
 from tests.certificates import Authority, Issued, authenticator
 from tests.unit.certified import CA, RANGE, CertifiedNetwork, client_side, gateway_side, who
@@ -145,6 +145,34 @@ class CertifiedTests(SynchronousTestCase):
         network.run(1)
         self.assertEqual(network.gateways[1].delivered, [PACKET])
         self.told(network.client, "ended: certificate 'gw1': it is revoked")
+
+    def read_meanwhile(self, network: CertifiedNetwork, host: Host[Any], end: Authenticator) -> None:
+        """Let a host read its certificates again amid an exchange; assert that nothing comes of it."""
+        network.run(0.00225)
+        self.assertEqual(len(network.gateways[0].node._acceptor), 1, "half open")
+        network.certify(host, end)
+        network.run(5)
+        self.assertEqual(list(host.node.cache), [])
+        self.assertEqual(network.gateways[0].delivered, [])
+
+    def test_revoked_during_exchange(self) -> None:
+        """An exchange that is half open when a list or the authorities change is judged by the new ones."""
+        other = Authority("Other CA")
+        network = CertifiedNetwork()
+        gateway, (own,) = CA.gateway("gw1", "198.51.100.21"), network.certificates
+        without = authenticator(Role.GATEWAY, gateway, other.accepted(RANGE))
+        for end, words in (
+            (gateway_side(gateway, revoked=[own]), "certificate 'alice': it is revoked"),
+            (without, "the policy no longer has its authority"),
+        ):
+            network = CertifiedNetwork(client_ends=[client_side(own)])
+            network.send(network.client, PACKET)
+            self.read_meanwhile(network, network.gateways[0], end)
+            self.told(network.gateways[0], words)
+        network = CertifiedNetwork(gateway_ends=[gateway_side(gateway)])
+        network.send(network.client, PACKET)
+        self.read_meanwhile(network, network.client, client_side(own, revoked=[gateway]))
+        self.told(network.client, "certificate 'gw1': it is revoked")
 
     def test_others_stay(self) -> None:
         """What is read again disturbs nobody else: not with a renewed certificate of this node either."""
