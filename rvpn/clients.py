@@ -4,7 +4,8 @@ Who may come to a gateway: the clients of its policy, and whoever has a certific
     initiation -> `of` -> Client: its inner addresses from [CLIENTS], or from its certificate
     confirmed session -> `came` -> found again by inner address, to be called (R12)
 
-A client with a certificate is unknown before it came, and remembered until a reload finds it refused.
+A client with a certificate is unknown before it came, and remembered, with the addresses that it has by now,
+until a reload finds it refused.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +64,8 @@ class Clients:
         self._last[session.peer] = session
         if session.peer.mechanism is Mechanism.TLS:
             client = Client(0, session.peer, session.inner_addresses)
-            self._certified |= dict.fromkeys(session.packed_addresses, client)
+            others = {a: c for a, c in self._certified.items() if c.identity != session.peer}
+            self._certified = others | dict.fromkeys(session.packed_addresses, client)
 
     def at(self, address: bytes) -> Client | None:
         """Return the client whose inner address (packed) this is."""

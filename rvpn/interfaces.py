@@ -215,7 +215,8 @@ class Authentication:
     How a peer authenticated: what `rvpn status` shows, and what it takes to think again about a certificate.
 
     `subject` and `issuer` are the names in the certificate, `serial` is its number, `authority` the SHA-256
-    fingerprint of its issuer's certificate. It ends at `expires_at`, in seconds since 1970.
+    fingerprint of its issuer's certificate. `inner_addresses` are those in a client's certificate. It ends
+    at `expires_at`, in seconds since 1970.
     """
 
     mechanism: Mechanism
@@ -226,6 +227,7 @@ class Authentication:
     serial: int = 0
     authority: bytes = field(default=b"", repr=False)
     expires_at: float = inf
+    inner_addresses: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,10 @@ class CertificateAuthenticator:
         authority = self._authorities.get(authentication.authority)
         if authority is None:
             return "the policy no longer has its authority"
-        inner = inner_addresses if self._peer_role is Role.CLIENT else ()
-        objection = authority.objection(authentication.serial, inner)
-        return f"certificate {printable(authentication.subject)}: {objection[0]}" if objection else ""
+        who, found = f"certificate {printable(authentication.subject)}", ""
+        if objection := authority.objection(authentication.serial, authentication.inner_addresses):
+            found, _ = objection
+        elif self._peer_role is Role.CLIENT:
+            lacking = [str(a) for a in inner_addresses if a not in authentication.inner_addresses]
+            found = f"it lacks inner address {' '.join(lacking)}" if lacking else ""
+        return f"{who}: {found}" if found else ""

@@ -52,7 +52,10 @@ class Authenticator(Protocol):
         """Return the context of an end that answers `peer`, or (None) whoever has a certificate."""
 
     def objection(self, authentication: Authentication, inner_addresses: Sequence[IPAddress]) -> str:
-        """Return why a peer that authenticated before would be refused now, empty if it would not."""
+        """
+        Return why a peer that authenticated before would be refused now, or (a client) with these addresses,
+        empty if it would not.
+        """
 
 
 @dataclass(frozen=True, slots=True)

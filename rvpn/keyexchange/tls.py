@@ -166,6 +166,7 @@ class _TLSContext:
             chain[0].serial_number,
             judgement.authority.fingerprint,
             certificates.expiry(*chain),
+            judgement.inner_addresses or (),
         )
 
     def _written(self) -> bytes:

@@ -111,6 +111,30 @@ class CertifiedTests(SynchronousTestCase):
         self.assertEqual(first[6], Mechanism.TLS)
         self.assertEqual(network.client.node.status(network.now)["sessions"][0]["gateway"], "198.51.100.21")
 
+    def test_called_with_another_certificate(self) -> None:
+        """A called client gets the addresses of the certificate that it shows, not those it had before."""
+        network = self.begin()
+        gateway = network.gateways[0]
+        network.certify(network.client, client_side(CA.client("alice", "10.99.0.50")))
+        (session,) = gateway.node.cache
+        network.act(gateway, gateway.node.fail(session, "a test wants it", network.now))
+        network.run(1)
+        network.send(gateway, BACK)
+        network.run(20)
+        self.assertEqual(list(gateway.node.cache), [])
+        self.assertNotIn(BACK, network.client.delivered)
+
+    def test_called_at_its_addresses(self) -> None:
+        """Who came with another certificate is called no more for an address that only the old one had."""
+        network = self.begin()
+        gateway, alice = network.gateways[0], network.client.node
+        network.certify(network.client, client_side(CA.client("alice", "10.99.0.50")))
+        alice._inner_addresses = (ip_address("10.99.0.50"),)
+        network.act(network.client, alice.authenticate(gateway.endpoint.address, network.now))
+        network.run(1)
+        self.assertIsNone(gateway.node._clients.at(INNER.packed))
+        self.assertIsNotNone(gateway.node._clients.at(ip_address("10.99.0.50").packed))
+
     def test_stranger_is_not_called(self) -> None:
         """Nobody is called who never came: a range of addresses is no address to send to."""
         network = CertifiedNetwork()
