@@ -3,7 +3,8 @@ All exchanges that others began with this node (DESIGN 4).
 
     first token -> cookie? -> context -> answer, half open -> established -> confirmed: forgotten
 
-Only half-open exchanges are kept, at most `MAX_HALF_OPEN` and each for `HALF_OPEN_TIME`. An address is
+Only half-open exchanges are kept, at most `MAX_HALF_OPEN` and each for `HALF_OPEN_TIME`. Where there is no
+room, the oldest goes that a stranger began, of the address with the most of these. An address is
 proven if its messages carry the MAC of a cookie. It is asked for one under load, if its first token takes
 several datagrams, for mechanisms that always want one, and where the context asks because a message may be
 a recording. Until then nothing is sent that is longer than what drew it. A cookie with which an exchange
@@ -22,7 +23,7 @@ from rvpn.keyexchange.cookies import Cookies
 from rvpn.keyexchange.tokens import Fragment, Message, Rejected
 from rvpn.keyexchange.transport import Transport
 
-#: Half-open exchanges in all; no more are begun.
+#: Half-open exchanges in all; no more are begun, unless a stranger's makes room.
 MAX_HALF_OPEN = 1024
 #: Of these, exchanges of mechanisms that keep much for an address before anybody has authenticated there: so
 #: they do not crowd out the others. One of `tls` takes 70 KiB.
@@ -113,6 +114,7 @@ class Acceptor:
         self._cookies = Cookies(random, now)
         self._half_open: dict[_Key, _HalfOpen] = {}
         self._heavy = 0
+        self._strangers: dict[bytes, dict[_Key, AcceptRequest]] = {}
         self._second = now
         self._firsts = 0
 
@@ -168,8 +170,7 @@ class Acceptor:
         elif self._wants_cookie(first, now):
             raise CookieRequired
         heavy = first.mechanism not in IN_ONE_DATAGRAM
-        crowded = len(self._half_open) >= MAX_HALF_OPEN or (heavy and self._heavy >= MAX_HEAVY)
-        if crowded or (request.cookie and self._cookies.full):
+        if not self._has_room(heavy) or (request.cookie and self._cookies.full):
             return _refuse(first, Rejected.BUSY, RemoteError(DropReason.TOO_MANY_EXCHANGES))
         try:
             transport = Transport(
@@ -183,7 +184,23 @@ class Acceptor:
         exchange = _HalfOpen(request, transport, now + HALF_OPEN_TIME, heavy)
         self._half_open[_key(request)] = exchange
         self._heavy += heavy
+        if heavy:
+            self._strangers.setdefault(_origin(request), {})[_key(request)] = request
         return self._reply(exchange, datagrams)
+
+    def _has_room(self, heavy: bool) -> bool:
+        """
+        Tell whether one more can begin, and if need be forget another one for it.
+
+        So nobody is kept out by who has fewer addresses than there are places, and does not begin them all
+        anew within the time of one exchange.
+        """
+        crowded = len(self._half_open) >= MAX_HALF_OPEN or (heavy and self._heavy >= MAX_HEAVY)
+        greediest = max(self._strangers.values(), key=len, default=None)
+        if crowded and greediest is not None:
+            self._forget(next(iter(greediest.values())))
+            return True
+        return not crowded
 
     def _wants_cookie(self, first: Fragment, now: float) -> bool:
         if now - self._second >= 1:
@@ -217,6 +234,7 @@ class Acceptor:
         if exchange.announced or not context.established:
             return Reply(datagrams)
         exchange.announced = True
+        self._is_no_stranger(exchange.request)
         if exchange.request.cookie:
             self._cookies.spend(exchange.request.cookie)
         return Reply(datagrams, Established(exchange.request, context))
@@ -240,8 +258,23 @@ class Acceptor:
         if exchange is None:
             return
         self._heavy -= exchange.heavy
+        self._is_no_stranger(request)
         if exchange.timer is not None:
             exchange.timer.cancel()
+
+    def _is_no_stranger(self, request: AcceptRequest) -> None:
+        """Leave out of account who has authenticated, or is forgotten."""
+        origin = _origin(request)
+        begun = self._strangers.get(origin, {})
+        begun.pop(_key(request), None)
+        if not begun:
+            self._strangers.pop(origin, None)
+
+
+def _origin(request: AcceptRequest) -> bytes:
+    """Return what everybody has at least one of: an IPv4 address, or the /64 of an IPv6 address."""
+    packed = request.path.remote.address.packed
+    return packed[:8] if len(packed) == 16 else packed
 
 
 def _key(request: AcceptRequest) -> _Key:

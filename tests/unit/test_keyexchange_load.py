@@ -1,6 +1,7 @@
 """`rvpn.keyexchange.acceptor` under load: cookies, bounds, and no reply longer than its request."""
 
 import contextlib
+from ipaddress import ip_address
 from random import Random
 
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, RemoteError
-from rvpn.interfaces import SecurityContext
+from rvpn.interfaces import Endpoint, Path, SecurityContext
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import (
     HALF_OPEN_TIME,
@@ -21,6 +22,7 @@ from rvpn.keyexchange.acceptor import (
     Acceptor,
     AcceptRequest,
     Reply,
+    _Key,
 )
 from rvpn.keyexchange.tokens import CookieDemand, Envelope, Fragment, Message, Rejected, Rejection
 from tests.unit.keyexchange_ends import (
@@ -112,6 +114,32 @@ class LoadTests(SynchronousTestCase):
         self.assertIsNotNone(self.begin(acceptor, MAX_HEAVY + 2).established)
         acceptor.confirmed(last)
         self.assertIsNotNone(self.begin(acceptor, MAX_HEAVY + 1, Mechanism.TLS).established)
+
+    def test_greedy_stranger(self) -> None:
+        """One address that takes all places shuts nobody out: its oldest exchange goes for a new one."""
+        for greedy, other in (
+            (lambda number: f"192.0.2.1 {number + 1}", "192.0.2.2 4500"),
+            (lambda number: f"2001:db8::{number:x} 4500", "2001:db8:0:1::1 4500"),
+        ):
+            acceptor = chatty((100, 100, 100, 100)).acceptor
+            requests = [self.begin_at(acceptor, greedy(number)) for number in range(MAX_HEAVY)]
+            begun = [self.begin_at(acceptor, other)]
+            begun += [self.begin_at(acceptor, greedy(MAX_HEAVY + number)) for number in range(MAX_HEAVY - 1)]
+            self.assertEqual((len(acceptor), acceptor._heavy), (MAX_HEAVY, MAX_HEAVY))
+            self.assertTrue(all(key in acceptor._half_open for key in begun))
+            self.assertFalse(any(key in acceptor._half_open for key in requests))
+            acceptor._agenda.advance(HALF_OPEN_TIME)
+            self.assertEqual((len(acceptor), acceptor._heavy, acceptor._strangers), (0, 0, {}))
+
+    def begin_at(self, acceptor: Acceptor, place: str) -> _Key:
+        """Begin an exchange that has yet to authenticate, from an address and port; return what tells it."""
+        address, port = place.split()
+        remote = Endpoint(ip_address(address), int(port))
+        cookie = acceptor._cookies.issue(remote, EXCHANGE_ID, 0.0)
+        token = stepped(ChattyContext((100, 100, 100, 100), cookie, initiator=True), None)
+        message = tokens.decode(Envelope(Mechanism.TLS, EXCHANGE_ID, cookie).fragments(0, token)[0])
+        self.assertIsInstance(only(acceptor.receive(message, Path(remote), 0.0)), Fragment)
+        return remote, EXCHANGE_ID, cookie
 
     def test_pieces_of_strangers(self) -> None:
         """An address that has a cookie but no key occupies nothing: noise's first token comes whole."""
