@@ -175,7 +175,7 @@ def _init(options: argparse.Namespace) -> int:
         f"""\
 {name}: an authority in {directory}, valid for {options.days} days
     {directory}/ca.pem     its certificate: every gateway and client needs it
-    {directory}/crl.pem    what it revoked, nothing yet: every gateway needs it
+    {directory}/crl.pem    what it revoked, nothing yet: every gateway and client needs it
     {directory}/ca.key     its secret key, of no use without the passphrase; keep a copy of both elsewhere
 Next: rvpn pki gateway NAME ADDRESS, rvpn pki client NAME ADDRESS, or rvpn enroll"""
     )
@@ -201,18 +201,13 @@ def _issue(options: argparse.Namespace) -> int:
 
 def _told(role: Role, entry: "Entry", certificate: Path, key: Path, directory: Path) -> str:
     """Say what was made, and which lines of the policy name it."""
-    copied = [str(certificate), str(key), f"{directory}/ca.pem"]
-    authorities = ["Authority1 = ca.pem"]
+    authority = "Authority1 = ca.pem"
     if role is Role.GATEWAY:
-        copied.append(f"{directory}/crl.pem")
-        authorities[0] += (
-            " 10.99.0.0/24      ; instead of this network: those of your clients' inner addresses"
-        )
-        authorities.append("Revoked = crl.pem")
+        authority += " 10.99.0.0/24      ; instead of this network: those of your clients' inner addresses"
     sections = {
         "GENERAL": ["Mechanism = tls"],
         "IDENTITY": [f"Certificate = {certificate.name}", f"CertificateKey = {key.name}"],
-        "AUTHORITIES": authorities,
+        "AUTHORITIES": [authority, "Revoked = crl.pem"],
     }
     alternatives = " ".join(entry.alternatives)
     if role is Role.CLIENT:
@@ -221,10 +216,24 @@ def _told(role: Role, entry: "Entry", certificate: Path, key: Path, directory: P
     return f"""\
 {role.value} {entry.name}: certificate for {alternatives}, valid until {entry.expires:%Y-%m-%d}
 Copy these files to the {role.value}, beside its policy, and then delete {key} here:
-    {" ".join(copied)}
+    {certificate} {key} {directory}/ca.pem {directory}/crl.pem
 These lines go into its policy:
 
-{policy}"""
+{policy}{_told_to_clients(role, entry)}"""
+
+
+def _told_to_clients(role: Role, entry: "Entry") -> str:
+    """Say what clients need of a gateway that they do not find by its address, which is what they expect."""
+    from rvpn.pki.names import is_address
+
+    if role is Role.CLIENT or any(map(is_address, entry.alternatives)):
+        return ""
+    return f"""
+
+No address stands in the certificate. So these lines go into the policies of its clients:
+
+[PEERS]
+192.0.2.1 = tls {entry.alternatives[0]}      ; instead of this address: that of the gateway"""
 
 
 def _revoke(options: argparse.Namespace) -> int:

@@ -87,12 +87,20 @@ class IssueTests(CommandTestCase):
             self.assertEqual((self.directory / name).stat().st_mode & 0o777, 0o600)
         self.assertNotIn("PRIVATE", outcome.out)
 
+    def test_gateway_by_name(self) -> None:
+        """Clients expect the address of a gateway in its certificate: for want of one they need a line."""
+        line = "192.0.2.1 = tls gw1.example.org "
+        self.assertIn(line, self.rvpn("pki", "gateway", "gw1", "gw1.example.org").out)
+        both = self.rvpn("pki", "gateway", "gw2", "192.0.2.2", "gw2.example.org")
+        self.assertNotIn("[PEERS]", both.out)
+
     def test_client(self) -> None:
         """The lines for a client's policy have its inner addresses."""
         outcome = self.rvpn("pki", "client", "alice", "10.99.0.7", "fd00::7")
         self.assertEqual(outcome.code, 0)
         self.assertIn("InnerAddress = 10.99.0.7 fd00::7\n", outcome.out)
-        self.assertNotIn("Revoked", outcome.out)
+        self.assertIn("Revoked = crl.pem\n", outcome.out)
+        self.assertIn(f"{self.ca}/ca.pem {self.ca}/crl.pem\n", outcome.out)
 
     def test_key_leaves_no_trace(self) -> None:
         """The secret key of a node is in its file alone."""
