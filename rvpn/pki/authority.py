@@ -28,7 +28,7 @@ from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.index import Entry, read, write
 from rvpn.pki.keys import KeyKind
-from rvpn.pki.names import checked_alternatives, checked_name
+from rvpn.pki.names import checked_alternatives, checked_name, is_address
 from rvpn.state import StateDirectory
 
 CERTIFICATE, KEY, REVOCATIONS, INDEX = "ca.pem", "ca.key", "crl.pem", "index.csv"
@@ -178,12 +178,9 @@ class Authority:
         if not alternatives:
             wanted = "inner addresses" if request.role is Role.CLIENT else "addresses or DNS names"
             raise LocalError(f"found no {wanted} for {name}, expected at least one")
-        if request.role is Role.CLIENT:
-            if len(alternatives) > MAX_ADDRESSES:
-                raise LocalError(
-                    f"found {len(alternatives)} inner addresses, expected at most {MAX_ADDRESSES}"
-                )
-            self._refuse_shared(name, alternatives, now)
+        if request.role is Role.CLIENT and len(alternatives) > MAX_ADDRESSES:
+            raise LocalError(f"found {len(alternatives)} inner addresses, expected at most {MAX_ADDRESSES}")
+        self._refuse_shared(replace(request, alternatives=alternatives), now)
         if now >= self.certificate.not_valid_after_utc:
             raise LocalError(
                 f"{self.directory}: this authority has expired; make another one in another directory"
@@ -249,13 +246,20 @@ class Authority:
             return self.revocations.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         return 0
 
-    def _refuse_shared(self, name: str, addresses: tuple[str, ...], now: datetime) -> None:
-        """Gateways take a client's inner addresses from its certificate: no two must have the same one."""
+    def _refuse_shared(self, request: Request, now: datetime) -> None:
+        """
+        Raise `LocalError` if another node of this role has one of the addresses, and could come with it.
+
+        Gateways take a client's inner addresses from its certificate, and clients know gateways by address.
+        DNS names may be shared: several gateways can stand behind one.
+        """
+        what = "inner address" if request.role is Role.CLIENT else "address"
         for entry in self.entries:
-            if entry.role is Role.CLIENT and entry.name != name and entry.is_live(now):
-                for address in set(addresses) & set(entry.alternatives):
+            if entry.role is request.role and entry.name != request.name and entry.is_live(now):
+                for address in filter(is_address, set(request.alternatives) & set(entry.alternatives)):
                     raise LocalError(
-                        f"inner address {address} belongs to client {entry.name}; choose another"
+                        f"{what} {address} belongs to {entry.role.value} {entry.name}; choose another, "
+                        f"or end that with: rvpn pki revoke {entry.name}"
                     )
 
     def _unlock(self, passphrase: bytes) -> Issuer:

@@ -34,7 +34,8 @@ def checked_alternatives(role: Role, texts: Iterable[str]) -> tuple[str, ...]:
     """
     Return the subject alternative names for a role, each once and in canonical form.
 
-    Raises `LocalError` if one is no address of a machine, nor for a gateway a DNS name.
+    Raises `LocalError` if one is no address that leads to a machine from elsewhere, nor for a gateway a DNS
+    name.
     """
     return tuple(dict.fromkeys(_alternative(role, text) for text in texts))
 
@@ -50,10 +51,16 @@ def is_address(alternative: str) -> bool:
 
 def _alternative(role: Role, text: str) -> str:
     try:
-        return str(HOST.parse(text))
+        address = HOST.parse(text)
     except LocalError:
         if role is Role.CLIENT:
             raise
+    else:
+        if address.is_loopback or address.is_link_local:
+            raise LocalError(
+                f"found {address}, expected an address by which other networks reach this machine"
+            )
+        return str(address)
     name = text.lower().removesuffix(".")
     if not re.fullmatch(DNS_NAME, name):
         raise LocalError(f"found {quote(text)}, expected {HOST.name}, or a DNS name")

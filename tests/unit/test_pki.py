@@ -227,6 +227,10 @@ class RequestTests(AuthorityTestCase):
         ):
             error = self.assertRaises(LocalError, checked_alternatives, Role.GATEWAY, [text])
             self.assertIn("or a DNS name", str(error))
+        for text in ("127.0.0.1", "::1", "169.254.1.1", "fe80::1"):
+            for role in Role:
+                error = self.assertRaises(LocalError, checked_alternatives, role, [text])
+                self.assertIn(f"found {text}, expected an address by which other networks", str(error))
         for text in ("alice.example.org", "0.0.0.0", "224.0.0.1", "10.0.0.0/8"):
             error = self.assertRaises(LocalError, checked_alternatives, Role.CLIENT, [text])
             self.assertIn("address of one machine", str(error))
@@ -271,6 +275,19 @@ class RequestTests(AuthorityTestCase):
         other = replace(CLIENT, name="bob", alternatives=("10.99.0.8", "10.99.0.7"))
         self.assertIn("10.99.0.7 belongs to client alice", self.refusal(other))
         self.authority.revoke(self.authority.to_revoke(["alice"], NOW), PASSPHRASE, NOW)
+        self.assertEqual(self.authority.check(other, NOW), other)
+
+    def test_shared_address_of_gateways(self) -> None:
+        """Nor have two gateways one address: clients know them by it. A DNS name may lead to both."""
+        self.issue(GATEWAY)
+        other = replace(GATEWAY, name="gw2")
+        self.assertRegex(self.refusal(other), r"address \S+ belongs to gateway gw1; choose another, or")
+        named = replace(other, alternatives=("192.0.2.2", "gw1.example.org"))
+        self.assertEqual(self.authority.check(named, NOW), named)
+        inner = replace(CLIENT, alternatives=GATEWAY.alternatives[:1])
+        self.assertEqual(self.authority.check(inner, NOW), inner)
+        self.issue(replace(GATEWAY, renew=True))
+        self.authority.revoke(self.authority.to_revoke(["gw1"], NOW), PASSPHRASE, NOW)
         self.assertEqual(self.authority.check(other, NOW), other)
 
     def test_many_addresses(self) -> None:
