@@ -11,6 +11,7 @@ whatever exists can be revoked by its name.
 """
 
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -107,6 +108,7 @@ class Authority:
         self.directory = directory
         self._place = StateDirectory(directory, "directory of the authority")
         try:
+            self._check_rights()
             self.certificate = certificates.load(self._read(CERTIFICATE), directory / CERTIFICATE)
             self.entries = read(self._read(INDEX), str(directory / INDEX))
         except BaseException:
@@ -261,6 +263,13 @@ class Authority:
                         f"{what} {address} belongs to {entry.role.value} {entry.name}; choose another, "
                         f"or end that with: rvpn pki revoke {entry.name}"
                     )
+
+    def _check_rights(self) -> None:
+        """Raise `LocalError` if the key's own rights would let others read it, wherever it is moved to."""
+        path = self.directory / KEY
+        mode = path.stat().st_mode if path.exists() else 0
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise LocalError(f"{path}: found mode {stat.S_IMODE(mode):04o}, expected 0600: chmod 600 {path}")
 
     def _unlock(self, passphrase: bytes) -> Issuer:
         path = str(self.directory / KEY)

@@ -309,6 +309,16 @@ class DirectoryTests(AuthorityTestCase):
         self.assertEqual({path.stat().st_mode & 0o777 for path in self.directory.iterdir()}, {0o600})
         self.assertEqual(set(self.files()), {"ca.pem", "ca.key", "crl.pem", "index.csv"})
 
+    def test_exposed_key(self) -> None:
+        """A key that its own rights would open to others is refused, whatever the directory's are."""
+        self.authority.close()
+        path = self.directory / "ca.key"
+        path.chmod(0o644)
+        error = self.assertRaises(LocalError, Authority, self.directory)
+        self.assertEqual(str(error), f"{path}: found mode 0644, expected 0600: chmod 600 {path}")
+        path.chmod(0o600)
+        self.open()
+
     def test_never_overwrites(self) -> None:
         """An authority is not made where something is, and leaves nothing behind when it cannot be made."""
         before = self.files()
