@@ -10,7 +10,7 @@ A node whose policy names no certificate never imports this module.
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,21 +97,25 @@ def _authenticator(key: Source, files: CertificateFiles) -> CertificateAuthentic
 
 def _authorities(policy: Policy, place: Path, faults: _Faults) -> tuple[Authority, ...]:
     """Return the authorities of the policy that are none of the faults, each with what it revoked."""
-    read = [faults.collect(_authority, stated, place) for stated in policy.authorities]
-    found = [authority for authority in read if authority is not None]
+    found: list[Authority] = []
+    for stated in policy.authorities:
+        authority = faults.collect(_authority, stated, place, found)
+        found += [authority] if authority is not None else []
     # A list may be that of an authority which could not be read.
-    signers = found if len(found) == len(read) else None
+    signers = found if len(found) == len(policy.authorities) else None
     read_lists = [faults.collect(_lists, _at(place, name), signers) or [] for name in policy.revoked]
     lists = [crl for of_file in read_lists for crl in of_file]
     return tuple(certificates.with_lists(authority, lists) for authority in found)
 
 
-def _authority(stated: model.Authority, place: Path) -> Authority:
+def _authority(stated: model.Authority, place: Path, others: Sequence[Authority]) -> Authority:
     label, path = f"Authority{stated.number}", _at(place, stated.file)
     certificate = _certificate(label, path)
     with _about(label, path):
         certificates.check_authority(certificate)
-    return Authority(label, certificate, stated.networks)
+        authority = Authority(label, certificate, stated.networks)
+        certificates.check_apart(authority, others)
+    return authority
 
 
 def _at(place: Path, name: str) -> Source:

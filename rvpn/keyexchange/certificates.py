@@ -280,6 +280,21 @@ def check_authority(certificate: x509.Certificate) -> None:
         raise LocalError("found an authority without a common name, expected one: it is part of names here")
 
 
+def check_apart(authority: Authority, others: Iterable[Authority]) -> None:
+    """
+    Raise `LocalError` if another one has the same name.
+
+    A client is known by its own name and that of its authority: those of the one would be those of the other.
+    """
+    for other in others:
+        if other.name != authority.name:
+            continue
+        if other.certificate.public_key() == authority.certificate.public_key():
+            raise LocalError(f"found the authority of {other.label} again, expected each one once")
+        name = printable(authority.name)
+        raise LocalError(f"found an authority with the name of {other.label}, {name}, expected another name")
+
+
 def check_own(certificate: x509.Certificate, role: Role) -> None:
     """Raise `LocalError` with what was found and expected unless a node of `role` can use this one."""
     _check_strength(certificate)

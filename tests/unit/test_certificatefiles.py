@@ -131,6 +131,13 @@ class LoadTests(FilesTestCase):
             self.write("other.pem", own.pem)
             self.fault("Authority7", f"other.pem: {words}")
 
+    def test_authorities_of_one_name(self) -> None:
+        """Two authorities have two names, which tell their clients apart; and none is there twice."""
+        self.write("other.pem", Authority("Test CA").pem)
+        self.fault("Authority7", "other.pem: found an authority with the name of Authority1, 'Test CA', exp")
+        self.write("other.pem", self.ca.pem)
+        self.fault("Authority7", "other.pem: found the authority of Authority1 again, expected each one once")
+
     def test_lists(self) -> None:
         """A list that no authority of the policy signed would be of no effect, and is refused."""
         self.revoke(by=Authority("Test CA"))
