@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from rvpn.cli import passphrase
@@ -56,7 +57,9 @@ def _add_init(subcommands: Subparsers) -> None:
     add_place(init)
     add_kind(init)
     _add_days(init, AUTHORITY_LIFETIME)
-    init.add_argument("--name", help="the name in its certificate (default: rvpn-ca and the day)")
+    init.add_argument(
+        "--name", help="the name in its certificate (default: rvpn-ca, the day and six random digits)"
+    )
     init.set_defaults(run=_init)
 
 
@@ -168,7 +171,8 @@ def _init(options: argparse.Namespace) -> int:
 
     directory, moment = options.ca, now()
     authority.refuse_existing(directory)
-    name = options.name or f"rvpn-ca-{moment:%Y-%m-%d}"
+    # Clients are told apart by their name and that of their authority: two of one day need two names.
+    name = options.name or f"rvpn-ca-{moment:%Y-%m-%d}-{token_hex(3)}"
     secret = passphrase.get(options.passphrase_file, directory, new=True)
     authority.create(directory, name, secret, moment, options.days, KeyKind(options.key))
     print(

@@ -65,7 +65,9 @@ class IssueTests(CommandTestCase):
     def test_init(self) -> None:
         """Says what lies where; a second one touches nothing and asks for no passphrase."""
         self.assertEqual((self.made.code, self.made.err), (0, ""))
-        self.assertIn("rvpn-ca-2026-11-23: an authority in", self.made.out)
+        self.assertRegex(self.made.out, r"\Arvpn-ca-2026-11-23-[0-9a-f]{6}: an authority in")
+        other = self.rvpn("pki", "init", ca=f"{self.directory}/other").out
+        self.assertNotEqual(other.split(":")[0], self.made.out.split(":")[0])
         before = self.files()
         self.secret.unlink()
         self.refused(self.rvpn("pki", "init"), "exists already and is left as it is")
@@ -196,7 +198,7 @@ class ShowTests(CommandTestCase):
     def test_list(self) -> None:
         """A line for each certificate, and no passphrase is needed."""
         lines = self.rvpn("pki", "show").out.splitlines()
-        self.assertRegex(lines[0], r"pki: rvpn-ca-2026-11-23, Ed25519, until 2036-11-20, valid\Z")
+        self.assertRegex(lines[0], r"pki: rvpn-ca-2026-11-23-[0-9a-f]{6}, Ed25519, until 2036-11-20, valid\Z")
         self.assertRegex(lines[3], r"\Agateway +gw1 +192\.0\.2\.1 +2027-12-28 +valid +[0-9A-F]{38,40}\Z")
         self.assertRegex(
             lines[4], r"\Aclient +alice +10\.99\.0\.7 +2027-12-28 +revoked 2026-11-23 +[0-9A-F]+\Z"
