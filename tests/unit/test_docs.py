@@ -19,6 +19,7 @@ from rvpn.service.client import ClientService, for_gateways
 from rvpn.service.gateway import GatewayService
 from rvpn.session_control import CONTROL_SIZE, Kind, Status
 from tests.unit.simulation import INNER, TARGET, Network, udp_packet
+from tests.unit.test_cli import rvpn
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What the service adds to the status of its node (rvpn.service.tunnel).
@@ -178,3 +179,19 @@ class PolicyExampleTests(SynchronousTestCase):
             if diagnostic.severity is Severity.ERROR
         ]
         self.assertEqual(errors, [])
+
+
+class LabTests(SynchronousTestCase):
+    """docs/lab.md tells what the lab can do."""
+
+    def test_commands(self) -> None:
+        """Every command of `rvpn lab` stands on the page."""
+        text = read("docs/lab.md")
+        commands = re.findall(r"^    ([a-z]+)\s", rvpn("lab", "--help").out, re.MULTILINE)
+        self.assertIn("failover", commands)
+        self.assertEqual([name for name in commands if f"`rvpn lab {name}" not in text], [])
+
+    def test_example(self) -> None:
+        """In the example of a test, answers find the client after the failover that it makes."""
+        (topology,) = re.findall(r"Lab\.start\(Topology\((.*)\)\)", section("docs/lab.md", "In a test"))
+        self.assertIn("proxy_arp=True", topology.split(", "))
