@@ -179,6 +179,8 @@ def _read(path: Source) -> bytes:
             content = file.read(LONGEST_FILE + 1)
     except OSError as error:
         raise LocalError(f"cannot read this file: {error.strerror}") from None
+    if not content:
+        raise LocalError("found an empty file")
     if len(content) > LONGEST_FILE:
         raise LocalError(f"found more than {LONGEST_FILE} bytes")
     return content

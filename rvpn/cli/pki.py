@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from rvpn.cli import passphrase
-from rvpn.cli.report import aligned
+from rvpn.cli.report import aligned, counted
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
@@ -177,7 +177,7 @@ def _init(options: argparse.Namespace) -> int:
     authority.create(directory, name, secret, moment, options.days, KeyKind(options.key))
     print(
         f"""\
-{name}: an authority in {directory}, valid for {options.days} days
+{name}: an authority in {directory}, valid for {counted(options.days, "day")}
     {directory}/ca.pem     its certificate: every gateway and client needs it
     {directory}/crl.pem    what it revoked, nothing yet: every gateway and client needs it
     {directory}/ca.key     its secret key, of no use without the passphrase; keep a copy of both elsewhere
@@ -247,8 +247,8 @@ def _revoke(options: argparse.Namespace) -> int:
         serials = authority.to_revoke(options.names, now())
         secret = passphrase.get(options.passphrase_file, options.ca)
         authority.revoke(serials, secret, now())
-    count = f"{len(serials)} certificate{'' if len(serials) == 1 else 's'}"
-    print(f"revoked {count}; copy {options.ca}/crl.pem to the gateways, for a revoked gateway to clients too")
+    done = f"revoked {counted(len(serials), 'certificate')}" if serials else "wrote the list anew"
+    print(f"{done}; copy {options.ca}/crl.pem to the gateways, for a revoked gateway to clients too")
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rvpn import keyfile, policyfile
+from rvpn.cli.report import counted
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import Role
 from rvpn.errors import LocalError
@@ -33,7 +34,9 @@ def _check(options: argparse.Namespace) -> int:
         print(diagnostic)
     errors = sum(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics)
     warnings = len(diagnostics) - errors
-    print(f"{_count(len(options.files), 'file')}: {_count(errors, 'error')}, {_count(warnings, 'warning')}")
+    print(
+        f"{counted(len(options.files), 'file')}: {counted(errors, 'error')}, {counted(warnings, 'warning')}"
+    )
     return 1 if errors else 0
 
 
@@ -78,7 +81,3 @@ def _certificate_faults(policy: Policy, filename: str, lines: Mapping[str, int])
             if address not in certified:
                 text = f"InnerAddress {address} is not in the certificate; gateways refuse this client"
                 yield Diagnostic(filename, lines["InnerAddress"], Severity.WARNING, text)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -211,6 +211,11 @@ def _table(columns: Sequence[_Column], rows: Sequence[Status]) -> list[str]:
     return aligned([titles, *([cell(row) for _, cell in columns] for row in rows)]) if rows else []
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a line for each row, with the columns below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -136,7 +136,10 @@ def _state(start: datetime, end: datetime, now: datetime) -> str:
         return "not yet valid"
     if now > end:
         return "expired"
-    return f"expires in {(end - now).days} days" if end - now < SOON else "valid"
+    if end - now >= SOON:
+        return "valid"
+    days = (end - now).days
+    return "expires within a day" if days == 0 else f"expires in {days} day{'' if days == 1 else 's'}"
 
 
 def _found(extensions: x509.Extensions, kind: type) -> list[Any]:

@@ -142,6 +142,8 @@ class LoadTests(FilesTestCase):
         """A list that no authority of the policy signed would be of no effect, and is refused."""
         self.revoke(by=Authority("Test CA"))
         self.fault("Revoked", "crl.pem: found a revocation list that 'Test CA' is said to have signed")
+        self.write("crl.pem", b"")
+        self.fault("Revoked", "crl.pem: found an empty file")
         self.write("crl.pem", self.ca.pem)
         self.fault("Revoked", "crl.pem: found something else, expected a revocation list in PEM")
 

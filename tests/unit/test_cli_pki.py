@@ -66,7 +66,8 @@ class IssueTests(CommandTestCase):
         """Says what lies where; a second one touches nothing and asks for no passphrase."""
         self.assertEqual((self.made.code, self.made.err), (0, ""))
         self.assertRegex(self.made.out, r"\Arvpn-ca-2026-11-23-[0-9a-f]{6}: an authority in")
-        other = self.rvpn("pki", "init", ca=f"{self.directory}/other").out
+        other = self.rvpn("pki", "init", ca=f"{self.directory}/other", days=1).out
+        self.assertIn(", valid for 1 day\n", other)
         self.assertNotEqual(other.split(":")[0], self.made.out.split(":")[0])
         before = self.files()
         self.secret.unlink()
@@ -150,7 +151,7 @@ class IssueTests(CommandTestCase):
         outcome = self.rvpn("pki", "revoke", "gw1")
         self.assertIn(f"revoked 1 certificate; copy {self.ca}/crl.pem to the gateways", outcome.out)
         self.refused(self.rvpn("pki", "revoke", "gw1"), "gw1 has no certificate that is valid")
-        self.assertIn("revoked 0 certificates", self.rvpn("pki", "revoke").out)
+        self.assertIn(f"wrote the list anew; copy {self.ca}/crl.pem", self.rvpn("pki", "revoke").out)
 
     def test_mistakes(self) -> None:
         """Whatever is wrong with names, addresses or places is one line, and changes nothing."""
@@ -219,7 +220,13 @@ class ShowTests(CommandTestCase):
 
     def test_expiry(self) -> None:
         """What expires soon says so, and what has expired too."""
-        for days, state in ((364, "valid"), (366, "expires in 34 days"), (401, "expired")):
+        for days, state in (
+            (364, "valid"),
+            (366, "expires in 34 days"),
+            (398.5, "expires in 1 day"),
+            (399.5, "expires within a day"),
+            (401, "expired"),
+        ):
             self.now = NOW + timedelta(days=days)
             self.assertIn(f" {state} ", self.rvpn("pki", "show").out.splitlines()[3])
 

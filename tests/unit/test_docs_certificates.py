@@ -72,6 +72,12 @@ class PageTests(SynchronousTestCase):
         self.assertNotEqual(Path("gw1.pem").read_bytes(), before)
         self.assertIn("revoked 2 certificates", self.follow("Revocation")[0])
 
+    def test_both_roles_are_started(self) -> None:
+        """The page goes on to `rvpn status` only after gateways and client were started."""
+        text = section(PAGE, "From nothing to three gateways and a client")
+        started = [text.index(f"twistd rvpn-{role.value} --policy") for role in (Role.GATEWAY, Role.CLIENT)]
+        self.assertLess(max(started), text.index("`rvpn status`"))
+
     def test_openssl(self) -> None:
         """What the openssl commands make is a gateway's certificate."""
         (commands,) = blocks(section(PAGE, "openssl"), "sh")
