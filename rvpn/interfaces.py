@@ -231,6 +231,21 @@ class Authentication:
 
 
 @dataclass(frozen=True, slots=True)
+class RevocationState:
+    """
+    What is in force of an authority's revocation lists: how many certificates are `revoked`, by the list with
+    this number (RFC 5280 section 5.2.3; None if it has none), which was made and is to be replaced at these
+    times, in seconds since 1970. `made_at` is None where there is no list.
+    """
+
+    authority: str
+    revoked: int = 0
+    number: int | None = None
+    made_at: float | None = None
+    ends_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Parameters:
     """
     What each end tells the other inside the authenticated part of a key exchange (DESIGN 4).

@@ -167,6 +167,8 @@ class Authority(Issued):
             builder = builder.add_revoked_certificate(
                 x509.RevokedCertificateBuilder(serial, moment(TODAY - 1)).build()
             )
+        if "number" in more:
+            builder = builder.add_extension(x509.CRLNumber(more["number"]), critical=False)
         return builder.sign(self.key, _digest(self.key))
 
     def accepted(self, *networks: IPNetwork, revoked_ones: Sequence[Issued] = ()) -> Accepted:

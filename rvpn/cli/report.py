@@ -70,7 +70,17 @@ def _certificates(status: Status) -> list[str]:
     own = status["certificate"]
     shown = [session for session in status["sessions"] if session["authentication"]["mechanism"] == "tls"]
     lines = [f"own: {own['name']}, expires {_day(own['expires'])}"] if own else []
+    lines += [_revocation(state) for state in own["lists"]] if own else []
     return lines + _table(_CERTIFICATE, [session["authentication"] for session in shown])
+
+
+def _revocation(state: Status) -> str:
+    of = f"authority {state['authority']}"
+    if state["made"] is None:
+        return f"{of}: no revocation list"
+    number = "" if state["number"] is None else f" {state['number']}"
+    until = "" if state["expires"] is None else f", to be replaced by {_day(state['expires'])}"
+    return f"{of}: {state['revoked']:,} revoked by list{number} of {_day(state['made'])}{until}"
 
 
 def _day(seconds: float) -> str:

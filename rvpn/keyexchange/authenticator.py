@@ -22,7 +22,14 @@ from OpenSSL.crypto import X509, X509StoreFlags
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
-from rvpn.interfaces import Authentication, Initiation, IPAddress, Parameters, PeerIdentity
+from rvpn.interfaces import (
+    Authentication,
+    Initiation,
+    IPAddress,
+    Parameters,
+    PeerIdentity,
+    RevocationState,
+)
 from rvpn.keyexchange import certificates
 from rvpn.keyexchange.certificates import (
     DIGESTS,
@@ -121,6 +128,20 @@ class CertificateAuthenticator:
             if authority.list_ends_at < inf:
                 ends[f"the revocation list {of}"] = authority.list_ends_at
         return ends
+
+    @property
+    def lists(self) -> Mapping[bytes, RevocationState]:
+        """See `rvpn.keyexchange.credentials.Authenticator`."""
+        return {
+            fingerprint: RevocationState(
+                of.name,
+                len(of.revoked),
+                of.list_number,
+                of.list_made_at,
+                of.list_ends_at if of.list_ends_at < inf else None,
+            )
+            for fingerprint, of in self._authorities.items()
+        }
 
     # --- contexts -------------------------------------------------------------------------------------------
 

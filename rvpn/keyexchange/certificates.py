@@ -67,8 +67,9 @@ class Authority:
     Whose certificates this node accepts.
 
     `networks` hold the inner addresses that clients of this authority may have, at a gateway; `revoked` the
-    numbers of certificates that are good no more. The list that says so was to be replaced at `list_ends_at`,
-    in seconds since 1970; it is believed all the same (docs/decisions/0103).
+    numbers of certificates that are good no more. The list that says so has the number `list_number`, was
+    made at `list_made_at` and was to be replaced at `list_ends_at`, in seconds since 1970; it is believed all
+    the same (docs/decisions/0103).
     """
 
     label: str
@@ -76,6 +77,8 @@ class Authority:
     networks: tuple[IPNetwork, ...] = ()
     revoked: frozenset[int] = frozenset()
     list_ends_at: float = inf
+    list_number: int | None = None
+    list_made_at: float | None = None
 
     @property
     def name(self) -> str:
@@ -317,9 +320,21 @@ def _check_strength(certificate: x509.Certificate) -> None:
 def with_lists(authority: Authority, lists: Sequence[x509.CertificateRevocationList]) -> Authority:
     """Return the authority with what it revoked: the numbers in the lists with its name and signature."""
     own = [crl for crl in lists if is_signed_by(crl, authority.certificate)]
-    numbers = frozenset(entry.serial_number for crl in own for entry in crl)
     ends = (crl.next_update_utc.timestamp() for crl in own if crl.next_update_utc is not None)
-    return replace(authority, revoked=numbers, list_ends_at=min(ends, default=inf))
+    return replace(
+        authority,
+        revoked=frozenset(entry.serial_number for crl in own for entry in crl),
+        list_ends_at=min(ends, default=inf),
+        list_number=max((n for crl in own if (n := _list_number(crl)) is not None), default=None),
+        list_made_at=max((crl.last_update_utc.timestamp() for crl in own), default=None),
+    )
+
+
+def _list_number(crl: x509.CertificateRevocationList) -> int | None:
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return None
 
 
 def is_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:

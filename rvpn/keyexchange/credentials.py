@@ -20,6 +20,7 @@ from rvpn.interfaces import (
     Parameters,
     PeerIdentity,
     RandomSource,
+    RevocationState,
     SecurityContext,
 )
 from rvpn.keyexchange.keys import binding
@@ -40,6 +41,10 @@ class Authenticator(Protocol):
     @property
     def ends(self) -> Mapping[str, float]:
         """When what this node has comes to its end: first its own certificate, then others, in words."""
+
+    @property
+    def lists(self) -> Mapping[bytes, RevocationState]:
+        """What each authority has revoked, by the fingerprint of its certificate."""
 
     def initiator(
         self, peer: PeerIdentity, prologue: bytes, parameters: Parameters, time_of_day: float

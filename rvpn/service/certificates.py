@@ -13,6 +13,8 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from rvpn.errors import LocalError
+from rvpn.interfaces import RevocationState
 from rvpn.keyexchange.credentials import Authenticator
 
 #: Seconds between looks at the files.
@@ -71,6 +73,37 @@ class CertificateWatch:
                 self._log.error("{what} expired on {day}", what=what, day=day(end))
             elif end < now + SOON:
                 self._log.warn("{what} expires on {day}", what=what, day=day(end))
+
+
+def check_lists(before: Authenticator | None, after: Authenticator | None) -> None:
+    """
+    Raise `LocalError` if an authority's revocation list, just read, is older than that in force, or missing.
+
+    Only a restart goes back: an older list would let those in again that are revoked.
+    """
+    known = before.lists if before is not None else {}
+    for authority, new in (after.lists if after is not None else {}).items():
+        old = known.get(authority)
+        if old is not None and _is_older(new, old):
+            raise LocalError(f"found {in_words(new)}, expected {in_words(old)}, or a newer list")
+
+
+def _is_older(new: RevocationState, old: RevocationState) -> bool:
+    if old.made_at is None or new.made_at is None:
+        return old.made_at is not None
+    if new.number is not None and old.number is not None:
+        return new.number < old.number
+    return new.made_at < old.made_at
+
+
+def in_words(state: RevocationState) -> str:
+    """Say what an authority has revoked."""
+    of = ascii(state.authority)
+    if state.made_at is None:
+        return f"no revocation list of authority {of}"
+    number = f" {state.number}" if state.number is not None else ""
+    until = f", until {day(state.ends_at)}" if state.ends_at is not None else ""
+    return f"list{number} of authority {of} of {day(state.made_at)}{until}: {state.revoked} revoked"
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

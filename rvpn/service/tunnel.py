@@ -43,7 +43,7 @@ from rvpn.net.udpsocket import open_socket
 from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
-from rvpn.service.certificates import CertificateWatch
+from rvpn.service.certificates import CertificateWatch, check_lists, in_words
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
 from rvpn.service.protocols import TunnelProtocol
@@ -312,19 +312,33 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     def _certificate_status(self) -> Mapping[str, Any] | None:
         own = self._configuration.credentials.certificates
-        return None if own is None else {"name": own.name, "expires": next(iter(own.ends.values()))}
+        if own is None:
+            return None
+        lists = [
+            {
+                "authority": state.authority,
+                "number": state.number,
+                "made": state.made_at,
+                "expires": state.ends_at,
+                "revoked": state.revoked,
+            }
+            for state in own.lists.values()
+        ]
+        return {"name": own.name, "expires": next(iter(own.ends.values())), "lists": lists}
 
     def _read_certificates(self) -> None:
         """Read changed certificates and lists; while they are faulty, those before stay in force."""
         before = self._configuration
         try:
             read = configuration.read_certificates(before.policy, self._file.parent, self.role)
+            check_lists(before.credentials.certificates, read)
         except LocalError as error:
             self._log.error("the certificates were not read again: {fault}", fault=str(error))
             return
         credentials = replace(before.credentials, certificates=read)
         self._configuration = replace(before, credentials=credentials)
-        self._log.info("the certificates were read again")
+        lists = "; ".join(map(in_words, read.lists.values())) if read is not None else ""
+        self._log.info("the certificates were read again: {lists}", lists=lists)
         self.perform(lambda now: self.node.certify(credentials, now))
 
     def reload(self) -> Mapping[str, Any]:
@@ -343,6 +357,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         if fixed := before.fixed_but_changed(after):
             names = ", ".join(fixed)
             raise LocalError(f"{self._file}: {names} changed, which takes a restart; nothing was changed")
+        check_lists(before.credentials.certificates, after.credentials.certificates)
         try:
             self.mtu = self._prepare_host(after.policy)
         except LocalError as error:

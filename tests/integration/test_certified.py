@@ -37,9 +37,9 @@ class CertifiedTests(NodesTestCase):
         (node.directory / "ca.pem").write_bytes(self.ca.pem)
         self.revoke(node)
 
-    def revoke(self, node: Node, *certificates: Issued) -> None:
+    def revoke(self, node: Node, *certificates: Issued, **more: Any) -> None:
         """Give a node a new revocation list, as `docs/operations.md` says: renamed into its place."""
-        crl = self.ca.revocation(*certificates, **self.valid)
+        crl = self.ca.revocation(*certificates, **{**self.valid, **more})
         new = node.directory / "crl.new"
         new.write_bytes(crl.public_bytes(Encoding.PEM))
         new.replace(node.directory / "crl.pem")
@@ -70,6 +70,13 @@ class CertifiedTests(NodesTestCase):
         self.assertIn("ended: certificate 'alice': it is revoked", self.gateway.log)
         self.assertEqual(self.ping(wait=0.5), 0)
         self.assertIn("certificate 'alice': found it is revoked, expected one that is not", self.gateway.log)
+
+        self.revoke(self.gateway, start=self.valid["start"] - 1)
+        wait_until(
+            lambda: "were not read again: found list of authority 'Test CA'" in self.gateway.log, "old"
+        )
+        self.assertEqual(self.gateway.status()["certificate"]["lists"][0]["revoked"], 1)
+        self.assertNotEqual(self.gateway.command("reload")[0], 0)
 
     def test_both_mechanisms(self) -> None:
         """

@@ -15,6 +15,7 @@ from rvpn import certificatefiles, keyfile
 from rvpn.certificatefiles import FileFault
 from rvpn.cli import policy
 from rvpn.constants import Mechanism, Role
+from rvpn.errors import LocalError
 from rvpn.keyexchange.authenticator import CertificateAuthenticator
 from rvpn.policy import load
 from rvpn.service import certificates, configuration
@@ -287,6 +288,55 @@ class WatchTests(FilesTestCase):
         self.revoke()
         self.clock.advance(FILES_INTERVAL)
         self.assertEqual(self.told(), [], "two weeks are not soon")
+
+
+#: Revocation lists, and none.
+TWO: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([{"number": 5}], [])
+
+
+class SuccessionTests(FilesTestCase):
+    """`check_lists`: a revocation list gives way to newer ones alone."""
+
+    def read(self, *lists: dict[str, Any]) -> CertificateAuthenticator:
+        """Return what is read with these lists."""
+        made = [self.ca.revocation(self.gone, **more) for more in lists] + [self.other.revocation()]
+        self.write("crl.pem", b"".join(crl.public_bytes(Encoding.PEM) for crl in made))
+        return self.load()
+
+    def test_newer(self) -> None:
+        """By its number, and where one has none by its date."""
+        five, undated = {"number": 5, "start": TODAY}, {"start": TODAY}
+        for before, after, words in (
+            (five, five, ""),
+            (five, {"number": 6, "start": TODAY - DAY}, ""),
+            (
+                five,
+                {"number": 4, "start": TODAY + 1, "end": TODAY + 2},
+                "found list 4 of authority 'Test CA'",
+            ),
+            (five, undated, ""),
+            (undated, {"number": 7, "start": TODAY - DAY}, "found list 7 of authority 'Test CA'"),
+            (five, None, "found no revocation list of authority 'Test CA', expected list 5 of authority"),
+        ):
+            old, new = self.read(before), self.read(*([after] if after is not None else []))
+            if words:
+                error = self.assertRaises(LocalError, certificates.check_lists, old, new)
+                self.assertIn(words, str(error))
+            else:
+                certificates.check_lists(old, new)
+
+    def test_first(self) -> None:
+        """The first list is none that goes back, nor is a list of an authority that is new."""
+        certificates.check_lists(self.read(), self.read({"number": 1}))
+        certificates.check_lists(None, self.read({"number": 1}))
+
+    def test_words(self) -> None:
+        """The log says of each authority what is in force."""
+        (told, _), (none, _) = (map(certificates.in_words, self.read(*lists).lists.values()) for lists in TWO)
+        expected = "list 5 of authority 'Test CA' of 2023-11-13 22:13:20 UTC, until 2023-11-15 22:13:20 UTC"
+        self.assertEqual(
+            (told, none), (f"{expected}: 1 revoked", "no revocation list of authority 'Test CA'")
+        )
 
 
 class ImportTests(FilesTestCase):

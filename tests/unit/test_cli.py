@@ -295,6 +295,18 @@ class ServiceTests(SynchronousTestCase):
 
         self.patch(service, "ask", ask)
 
+    def test_revocation_lists(self) -> None:
+        """The report says of each authority how many certificates are revoked, and by which list."""
+        none = {"number": None, "made": None, "expires": None, "revoked": 0}
+        lists = [
+            {"authority": "CA", "number": 5, "made": 0.0, "expires": 86400.0, "revoked": 1},
+            {"authority": "Other", **none},
+        ]
+        own = {"name": "gw1", "expires": 0.0, "lists": lists}
+        text = report.text({**STATUS, "certificate": own})
+        self.assertRegex(text, "authority CA: 1 revoked by list 5 of 19.*, to be replaced by 1970")
+        self.assertIn("authority Other: no revocation list", text)
+
     def test_report(self) -> None:
         """The report names the gateway in use, traffic and drops; a counter of zero has no line."""
         self.answer(sock=STATUS)
