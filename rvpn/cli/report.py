@@ -69,9 +69,13 @@ def _certificates(status: Status) -> list[str]:
     """Return a line for the own certificate and for that of each session that has one."""
     own = status["certificate"]
     shown = [session for session in status["sessions"] if session["authentication"]["mechanism"] == "tls"]
-    lines = [f"own: {own['name']}, expires {_day(own['expires'])}"] if own else []
+    lines = [f"own: {own['name']}, {_expires(own)} {_day(own['expires'])}"] if own else []
     lines += [_revocation(state) for state in own["lists"]] if own else []
     return lines + _table(_CERTIFICATE, [session["authentication"] for session in shown])
+
+
+def _expires(own: Status) -> str:
+    return "EXPIRED on" if own["expired"] else "expires"
 
 
 def _revocation(state: Status) -> str:

@@ -2,7 +2,8 @@
 Certificates while a service runs: their files change, and this node's own one comes to its end.
 
     every FILES_INTERVAL -> a file has changed -> `changed`: the service reads them again
-                         -> once a day -> the log tells that the own certificate, or a list, is at its end
+                         -> once a day, and at the end -> the log tells that the own certificate, or a
+                            list, is at its end
 """
 
 from collections.abc import Callable, Iterable
@@ -60,9 +61,13 @@ class CertificateWatch:
             self._seen, self._told_at = state, 0.0
             self._changed()
         own, now = self._own(), time()
-        if own is not None and now >= self._told_at + AGAIN:
+        if own is not None and (now >= self._told_at + AGAIN or self._has_ended(own, now)):
             self._told_at = now
             self._warn(own, now)
+
+    def _has_ended(self, own: Authenticator, now: float) -> bool:
+        """Tell whether something came to its end since the last warning."""
+        return any(self._told_at <= end < now for end in own.ends.values())
 
     def _state(self) -> _State:
         return tuple(map(_stat, self._files()))

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
+from time import time
 from typing import Any, ClassVar, Generic, TypeVar
 
 from twisted.application.service import Service
@@ -324,7 +325,8 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             }
             for state in own.lists.values()
         ]
-        return {"name": own.name, "expires": next(iter(own.ends.values())), "lists": lists}
+        expires = next(iter(own.ends.values()))
+        return {"name": own.name, "expires": expires, "expired": expires < time(), "lists": lists}
 
     def _read_certificates(self) -> None:
         """Read changed certificates and lists; while they are faulty, those before stay in force."""

@@ -289,6 +289,19 @@ class WatchTests(FilesTestCase):
         self.clock.advance(FILES_INTERVAL)
         self.assertEqual(self.told(), [], "two weeks are not soon")
 
+    def test_end(self) -> None:
+        """What expires is told of at once, however fresh the warning before it."""
+        self.now += DAY - 1
+        self.revoke()
+        self.clock.advance(FILES_INTERVAL)
+        self.assertIn("expires", self.told()[0])
+        for later, lines in (1, 0), (1, 4), (1, 0):
+            self.now += later
+            self.clock.advance(FILES_INTERVAL)
+            told = self.told()
+            self.assertEqual(len(told), lines)
+            self.assertTrue(all("expired on" in line for line in told))
+
 
 #: Revocation lists, and none.
 TWO: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([{"number": 5}], [])

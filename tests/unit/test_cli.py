@@ -302,10 +302,16 @@ class ServiceTests(SynchronousTestCase):
             {"authority": "CA", "number": 5, "made": 0.0, "expires": 86400.0, "revoked": 1},
             {"authority": "Other", **none},
         ]
-        own = {"name": "gw1", "expires": 0.0, "lists": lists}
+        own = {"name": "gw1", "expires": 0.0, "expired": False, "lists": lists}
         text = report.text({**STATUS, "certificate": own})
         self.assertRegex(text, "authority CA: 1 revoked by list 5 of 19.*, to be replaced by 1970")
         self.assertIn("authority Other: no revocation list", text)
+
+    def test_own_certificate(self) -> None:
+        """The report says whether the own certificate has expired."""
+        for expired, words in (False, "own: gw1, expires 19"), (True, "own: gw1, EXPIRED on 19"):
+            own = {"name": "gw1", "expires": 0.0, "expired": expired, "lists": []}
+            self.assertIn(words, report.text({**STATUS, "certificate": own}))
 
     def test_report(self) -> None:
         """The report names the gateway in use, traffic and drops; a counter of zero has no line."""
