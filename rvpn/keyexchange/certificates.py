@@ -161,12 +161,15 @@ def addresses(certificate: x509.Certificate) -> tuple[IPAddress, ...]:
     return tuple(dict.fromkeys(a for a in found if isinstance(a, IPv4Address | IPv6Address)))
 
 
+def _dns_names(certificate: x509.Certificate) -> list[str]:
+    names = _extension(certificate, x509.SubjectAlternativeName)
+    return names.get_values_for_type(x509.DNSName) if names is not None else []
+
+
 def _names(certificate: x509.Certificate) -> str:
     """List the certificate's alternative names for a message."""
-    names = _extension(certificate, x509.SubjectAlternativeName)
-    dns = names.get_values_for_type(x509.DNSName) if names is not None else []
-    found = [*map(str, addresses(certificate)), *map(printable, dns)]
-    return ", ".join(found[:MAX_ADDRESSES]) or "none"
+    dns = (f"DNS name {printable(name)}" for name in _dns_names(certificate))
+    return ", ".join([*map(str, addresses(certificate)), *dns][:MAX_ADDRESSES]) or "none"
 
 
 # --- What all certificates must be ----------------------------------------------------------------------
@@ -220,6 +223,8 @@ def _check(certificate: x509.Certificate, role: Role) -> None:
     if usage is not None and not usage.digital_signature:
         raise Refused(who, "a key usage without digitalSignature", "one with it")
     _check_role(certificate, role)
+    if role is Role.GATEWAY:
+        _refuse_wildcards(certificate)
 
 
 def _check_role(certificate: x509.Certificate, role: Role) -> None:
@@ -247,6 +252,13 @@ def check_gateway(certificate: x509.Certificate, expected: str) -> None:
         raise Refused(
             title(certificate), f"the names {_names(certificate)}", f"{expected} among them"
         ) from None
+
+
+def _refuse_wildcards(certificate: x509.Certificate) -> None:
+    """Raise `Refused` if a DNS name stands for many: whoever has the certificate would be all of these."""
+    for name in _dns_names(certificate):
+        if "*" in name:
+            raise Refused(title(certificate), f"the wildcard {printable(name)}", "names of one gateway")
 
 
 def is_address(name: str) -> bool:

@@ -123,6 +123,10 @@ CHAINS: Mapping[str, tuple[Issued, Issued, str]] = {
 }
 #: What a gateway shows, and what the client says.
 GATEWAYS: Bad = {
+    "wildcard": (
+        CA.gateway("gw1", "198.51.100.21", "*.example.org"),
+        "'gw1': found the wildcard '*.example.org', expected names of one gateway",
+    ),
     "expired": (
         CA.gateway(end=TODAY - DAY / 2),
         "certificate 'gw1': found that it expired on 2023-11-14 10:13:20 UTC, expected one that is valid",
@@ -134,7 +138,7 @@ GATEWAYS: Bad = {
     ),
     "another gateway's": (
         CA.gateway("gw2", "198.51.100.22", "gw2.example.org"),
-        "'gw2': found the names 198.51.100.22, 'gw2.example.org', expected 198.51.100.21 among them",
+        "'gw2': found the names 198.51.100.22, DNS name 'gw2.example.org', expected 198.51.100.21 among",
     ),
     "no names": (CA.gateway(names=()), "'gw1': found the names none, expected 198.51.100.21 among them"),
     "garbage": (CA.gateway(instead=RUBBISH), "a certificate: found contents that cannot be read"),
