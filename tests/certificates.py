@@ -120,11 +120,12 @@ class Authority(Issued):
         serial: int | None = None,
         digital_signature: bool = True,
         instead: x509.UnrecognizedExtension | None = None,
+        critical: x509.ExtensionType | None = None,
     ) -> x509.Certificate:
         """
         `authority` is the path length, -1 for none of them; without `signer` it is signed by itself.
 
-        `instead` takes the place of the extension of the same kind.
+        `instead` takes the place of the extension of the same kind, `critical` is one more.
         """
         issues = authority != -1
         signer = signer or key
@@ -152,6 +153,8 @@ class Authority(Issued):
         )
         for number, extension in enumerate(extensions):
             builder = builder.add_extension(extension, critical=number < 2)
+        if critical is not None:
+            builder = builder.add_extension(critical, critical=True)
         return builder.sign(signer, _digest(signer))
 
     def revocation(self, *certificates: Issued, **more: Any) -> x509.CertificateRevocationList:

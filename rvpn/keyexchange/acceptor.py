@@ -160,7 +160,11 @@ class Acceptor:
     def _begin(self, request: AcceptRequest, first: Fragment, now: float) -> Reply:
         make_context = self._contexts.get(first.mechanism)
         if make_context is None:
-            error = RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, f"mechanism {first.mechanism}")
+            known = first.mechanism in set(Mechanism)
+            name = (
+                Mechanism(first.mechanism).name.lower() if known else f"{first.mechanism}, which is unknown"
+            )
+            error = RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, f"no identity here for mechanism {name}")
             return _refuse(first, Rejected.UNKNOWN_MECHANISM, error)
         if first.count > 1 and first.mechanism in IN_ONE_DATAGRAM:
             raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "a first token in pieces")

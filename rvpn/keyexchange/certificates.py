@@ -248,10 +248,15 @@ def check_gateway(certificate: x509.Certificate, expected: str) -> None:
             verify_certificate_ip_address(certificate, expected)
         else:
             verify_certificate_hostname(certificate, expected)
-    except (VerificationError, CertificateError):
-        raise Refused(
-            title(certificate), f"the names {_names(certificate)}", f"{expected} among them"
-        ) from None
+    except VerificationError:
+        found = f"the names {_names(certificate)}"
+    except CertificateError as error:  # for want of names, or because of one of a strange kind
+        found = f"the names {_names(certificate)} ({printable(str(error))})"
+    else:
+        return
+    if is_address(expected) and expected in _dns_names(certificate):
+        raise Refused(title(certificate), f"the address {expected} as a DNS name", "it as an IP address")
+    raise Refused(title(certificate), found, f"{expected} among them")
 
 
 def _refuse_wildcards(certificate: x509.Certificate) -> None:
@@ -291,8 +296,27 @@ def check_authority(certificate: x509.Certificate) -> None:
     if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
         raise LocalError("found a certificate that may not issue others, expected that of an authority")
     _check_strength(certificate)
+    _check_extensions(certificate)
     if not common_name(certificate.subject).isprintable() or not common_name(certificate.subject):
         raise LocalError("found an authority without a common name, expected one: it is part of names here")
+
+
+def _check_extensions(certificate: x509.Certificate) -> None:
+    """
+    Raise `LocalError` if an authority's certificate has what OpenSSL would refuse in some exchanges.
+
+    It knows the roles of TLS alone: who is which there depends on who begins, so both have to be allowed.
+    """
+    for extension in certificate.extensions:
+        if extension.critical and isinstance(extension.value, x509.UnrecognizedExtension):
+            oid = extension.oid.dotted_string
+            raise LocalError(f"found the critical extension {oid}, expected none that is unknown here")
+    usages = _extension(certificate, x509.ExtendedKeyUsage)
+    lacking = [name for usage, name in _USAGES.values() if usages is not None and usage not in usages]
+    if lacking:
+        raise LocalError(
+            f"found an extended key usage without {' and '.join(lacking)}, expected none, or one with both"
+        )
 
 
 def check_apart(authority: Authority, others: Iterable[Authority]) -> None:

@@ -4,6 +4,7 @@ found and what was expected, on the wire goes a reason code alone, and there is 
 """
 
 from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from cryptography import x509
@@ -35,8 +36,23 @@ PACKET = udp_packet(INNER, TARGET, b"hello")
 STRONG = f"expected {KEYS}"
 OURS = "expected one by an authority of the policy"
 
+
+def names(*general: x509.GeneralName) -> x509.UnrecognizedExtension:
+    """Return an extension with these names."""
+    encoded = x509.SubjectAlternativeName(general).public_bytes()
+    return x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, encoded)
+
+
 #: An extension that says to hold names, and holds none.
 RUBBISH = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x03\x87\x09rubbish")
+#: An address where a DNS name should be; an SRV name (RFC 4985) that is none, beside the right address.
+ADDRESS_AS_DNS = names(x509.DNSName("198.51.100.21"))
+STRANGE_NAME = names(
+    x509.IPAddress(ip_address("198.51.100.21")),
+    x509.OtherName(x509.ObjectIdentifier("1.3.6.1.5.5.7.8.7"), b"\x05\x00"),
+)
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+NARROW = x509.NameConstraints([x509.IPAddress(ip_network("10.99.0.128/25"))], None)
 
 
 def self_signed(**more: Any) -> Issued:
@@ -140,7 +156,13 @@ GATEWAYS: Bad = {
         CA.gateway("gw2", "198.51.100.22", "gw2.example.org"),
         "'gw2': found the names 198.51.100.22, DNS name 'gw2.example.org', expected 198.51.100.21 among",
     ),
-    "no names": (CA.gateway(names=()), "'gw1': found the names none, expected 198.51.100.21 among them"),
+    "no names": (CA.gateway(names=()), "'gw1': found the names none ("),
+    "an address as DNS name": (
+        CA.gateway(instead=ADDRESS_AS_DNS),
+        "'gw1': found the address 198.51.100.21 as a DNS name, expected it as an IP address",
+    ),
+    "a strange name": (CA.gateway(instead=STRANGE_NAME), "'gw1': found the names 198.51.100.21 ('"),
+    "unknown": (CA.gateway(critical=UNKNOWN), "'gw1': found a critical extension that is unknown here, exp"),
     "garbage": (CA.gateway(instead=RUBBISH), "a certificate: found contents that cannot be read"),
 }
 
@@ -184,6 +206,12 @@ class BadCertificateTests(SynchronousTestCase):
         for name, (own, beside, words) in CHAINS.items():
             with self.subTest(name):
                 self.refuse_client(Careless(Role.CLIENT, own, beside), words)
+
+    def test_name_constraints(self) -> None:
+        """What an authority may not name is refused, in words."""
+        narrow = Authority("Narrow CA", critical=NARROW)
+        words = "'alice': found a name outside the name constraints of its authority, expected one within"
+        self.refuse_client(Careless(Role.CLIENT, narrow.client()), words, narrow)
 
     def test_gateways(self) -> None:
         """Of a bad gateway the client's log tells; the gateway is told nothing."""

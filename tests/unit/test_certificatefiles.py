@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
@@ -20,7 +21,7 @@ from rvpn.keyexchange.authenticator import CertificateAuthenticator
 from rvpn.policy import load
 from rvpn.service import certificates, configuration
 from rvpn.service.certificates import FILES_INTERVAL, CertificateWatch
-from tests.certificates import DAY, TODAY, Authority, Issued, authenticator, rsa_key
+from tests.certificates import CLIENT_USAGE, DAY, TODAY, Authority, Issued, authenticator, rsa_key
 from tests.unit.test_cli import rvpn
 
 POLICY = """\
@@ -128,6 +129,14 @@ class LoadTests(FilesTestCase):
             (self.issued, "found a certificate that may not issue others, expected that of an authority"),
             (Authority(key=rsa_key(2048)), "found an RSA key of 2048 bits"),
             (Authority(""), "found an authority without a common name"),
+            (
+                Authority("Other", critical=STRANGE),
+                "found the critical extension 1.2.3.4, expected none that",
+            ),
+            (
+                Authority("Other", usages=[CLIENT_USAGE]),
+                "found an extended key usage without serverAuth, expected none, or one with both",
+            ),
         ):
             self.write("other.pem", own.pem)
             self.fault("Authority7", f"other.pem: {words}")
@@ -303,6 +312,8 @@ class WatchTests(FilesTestCase):
             self.assertTrue(all("expired on" in line for line in told))
 
 
+#: An extension that nobody knows.
+STRANGE = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
 #: Revocation lists, and none.
 TWO: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([{"number": 5}], [])
 

@@ -111,6 +111,11 @@ class RejectionTests(SynchronousTestCase):
         told = self.refused(Gateway(), datagram[:6] + b"\x63" + datagram[7:])
         self.assertEqual(told, ("unknown mechanism", DropReason.MALFORMED_KEY_EXCHANGE))
 
+    def test_no_identity(self) -> None:
+        """A mechanism for which this node has no identity: its log calls it by its name."""
+        reply = Gateway().receive(Envelope(Mechanism.TLS, EXCHANGE_ID).fragments(0, bytes(200))[0])
+        self.assertIn("no identity here for mechanism tls", str(reply.refused))
+
     def test_forged(self) -> None:
         """A token that does not authenticate."""
         told = self.refused(Gateway(), first()[0][:-1] + b"x")
