@@ -392,6 +392,12 @@ def check_list(crl: x509.CertificateRevocationList, authorities: Sequence[Author
             raise LocalError("found a revocation list that is but a part of one, expected a whole one")
     if not any(is_signed_by(crl, authority.certificate) for authority in authorities):
         known = ", ".join(printable(authority.name) for authority in authorities) or "none"
+        if any(crl.issuer == authority.certificate.subject for authority in authorities):
+            name = printable(common_name(crl.issuer))
+            raise LocalError(
+                f"found a revocation list with the name of authority {name} that another key signed, "
+                "expected one that its own key did"
+            )
         raise LocalError(
             f"found a revocation list that {printable(common_name(crl.issuer))} is said to have signed, "
             f"expected one signed by an authority of the policy: {known}"

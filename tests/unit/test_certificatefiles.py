@@ -151,7 +151,9 @@ class LoadTests(FilesTestCase):
     def test_lists(self) -> None:
         """A list that no authority of the policy signed would be of no effect, and is refused."""
         self.revoke(by=Authority("Test CA"))
-        self.fault("Revoked", "crl.pem: found a revocation list that 'Test CA' is said to have signed")
+        self.fault("Revoked", "crl.pem: found a revocation list with the name of authority 'Test CA' that")
+        self.revoke(by=Authority("Third CA"))
+        self.fault("Revoked", "crl.pem: found a revocation list that 'Third CA' is said to have signed")
         self.write("crl.pem", b"")
         self.fault("Revoked", "crl.pem: found an empty file")
         self.write("crl.pem", self.ca.pem)
