@@ -234,8 +234,8 @@ class Gateway(TunnelEnd):
             refusal = "no transform in common"
         elif not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
             refusal = "it is granted other inner addresses"
-        elif self._taken(client.identity, offer.inner_addresses):
-            refusal = "another client has one of these inner addresses"
+        elif taken := self._taken(client.identity, offer.inner_addresses):
+            refusal = taken
         elif offer.literal_heartbeats != self._policy.literal_heartbeats:
             refusal = "HeartbeatAuthentication differs"
         elif self._draining and not self._renews(client, now):
@@ -250,12 +250,16 @@ class Gateway(TunnelEnd):
             **self._about_us(spi),
         )
 
-    def _taken(self, identity: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> bool:
-        """Tell whether an address is granted to, or in use by, another client (DESIGN 4)."""
-        live = (self.cache.by_inner.get(address.packed) for address in inner_addresses)
-        if any(session is not None and session.peer != identity for session in live):
-            return True
-        return not self._clients.grants(identity, inner_addresses)
+    def _taken(self, identity: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> str:
+        """Say which address is in use by, or granted to, another client, if one is (DESIGN 4)."""
+        for address in inner_addresses:
+            session = self.cache.by_inner.get(address.packed)
+            if session is not None and session.peer != identity:
+                return f"another client uses {address} now"
+            if not self._clients.grants(identity, (address,)):
+                named = self._clients.at(address.packed)
+                return f"{address} is that of Client{named.number} in [CLIENTS]" if named else "not granted"
+        return ""
 
     def _renews(self, client: Client, now: float) -> bool:
         """
