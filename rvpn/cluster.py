@@ -29,6 +29,8 @@ class ClusterInUse:
         #: What left the cluster without a gateway, and when, until one is found.
         self.vacancy: Change | None = None
         self.vacant_since = 0.0
+        #: The vacancy of which the log has told.
+        self.told: Change | None = None
         self.packets = WaitingPackets(QUEUE_LENGTH, QUEUE_BYTES)
 
     @property
@@ -74,6 +76,7 @@ class ClusterInUse:
         Go on where the cluster of this name in an earlier policy was; return whether its gateway stays (R1).
         """
         self.vacancy, self.vacant_since, self.packets = before.vacancy, before.vacant_since, before.packets
+        self.told = before.told
         if before.in_use is not None and before.in_use.gateway not in self:
             return False
         self.in_use = before.in_use

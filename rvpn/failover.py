@@ -217,7 +217,7 @@ class Failover:
         self.forget(session)
         for cluster in left:
             self._vacate(cluster, session, "its keys expired", now, failed=False)
-        return [told(cluster.vacancy) for cluster in left if cluster.vacancy is not None]
+        return [action for cluster in left for action in _tell(cluster)]
 
     def forget(self, session: Session) -> None:
         """Expect nothing more of a session that has ended."""
@@ -237,8 +237,7 @@ class Failover:
         session = cluster.successor(self._cache.get, asked_at)
         if session is not None:
             return self._use(cluster, session, "", now)
-        assert cluster.vacancy is not None
-        return [told(cluster.vacancy), *self._ask_for_keys(cluster.cluster.name, now)]
+        return [*_tell(cluster), *self._ask_for_keys(cluster.cluster.name, now)]
 
     def _ask_for_keys(self, name: str, now: float) -> list[Action]:
         """Ask the KMS for a session in place of one that was lost, payload or not (R8: INSTANT alone)."""
@@ -366,3 +365,11 @@ class Failover:
     def _retry(self, gateway: IPAddress, now: float) -> list[Action]:
         self._retries.pop(gateway, None)
         return [action for cluster in self.of(gateway) for action in self._keep_standbys(cluster, now)]
+
+
+def _tell(cluster: ClusterInUse) -> list[Action]:
+    """Return the log line of a vacancy, once: files that are read again change nothing about it."""
+    if cluster.vacancy is None or cluster.told is cluster.vacancy:
+        return []
+    cluster.told = cluster.vacancy
+    return [told(cluster.vacancy)]

@@ -170,6 +170,16 @@ class CertifiedTests(SynchronousTestCase):
         self.assertEqual(network.gateways[1].delivered, [PACKET])
         self.told(network.client, "ended: certificate 'gw1': it is revoked")
 
+    def test_left_once(self) -> None:
+        """The log says once that a gateway was left, however often files are read again."""
+        network = self.begin()
+        end = client_side(network.certificates[0], revoked=network.gateway_certificates)
+        for _ in range(3):
+            network.certify(network.client, end)
+        network.act(network.client, network.client.node.reload(network.client.node._policy, network.now))
+        left = [event for event in network.client.events if "left gateway 198.51.100.21 without" in event]
+        self.assertEqual(len(left), 1)
+
     def read_meanwhile(self, network: CertifiedNetwork, host: Host[Any], end: Authenticator) -> None:
         """Let a host read its certificates again amid an exchange; assert that nothing comes of it."""
         network.run(0.00225)
