@@ -170,6 +170,26 @@ class CertifiedTests(SynchronousTestCase):
         self.assertEqual(network.gateways[1].delivered, [PACKET])
         self.told(network.client, "ended: certificate 'gw1': it is revoked")
 
+    def test_revoked_during_call(self) -> None:
+        """So it is with an exchange that the gateway began, at either end."""
+        for at_gateway in (True, False):
+            network = self.begin()
+            gateway, client = network.gateways[0], network.client
+            (session,) = gateway.node.cache
+            network.act(gateway, gateway.node.fail(session, "a test wants it", network.now))
+            network.run(1)
+            network.send(gateway, BACK)
+            network.run(0.00225)
+            self.assertEqual(len(client.node._acceptor), 1, "half open")
+            (own,), (its,) = network.certificates, network.gateway_certificates
+            if at_gateway:
+                network.certify(gateway, gateway_side(its, revoked=[own]))
+            else:
+                network.certify(client, client_side(own, revoked=[its]))
+            network.run(5)
+            self.assertEqual(list((gateway if at_gateway else client).node.cache), [])
+            self.assertNotIn(BACK, client.delivered)
+
     def test_left_once(self) -> None:
         """The log says once that a gateway was left, however often files are read again."""
         network = self.begin()
