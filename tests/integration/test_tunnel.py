@@ -58,12 +58,15 @@ class TunnelTests(LabTestCase):
             lab = self.start(family)
             for target in (TARGET, "fd00:10::1"):
                 transfer = lab.start_traffic(
-                    "client", "stream", target, "--size", 24 * MEBIBYTE, "--echo", "--timeout", 30
+                    "client", "stream", target, "--size", 64 * MEBIBYTE, "--echo", "--timeout", 30
                 )
-                time.sleep(0.3)
-                before = self.received(lab)
+                begun = self.received(lab)
+                for _ in range(500):
+                    if (before := self.received(lab)) > begun + MEBIBYTE:
+                        break
+                    time.sleep(0.01)
                 faults.set_mtu(lab, 1300)
-                self.assertLess(0, before)
+                self.assertGreater(before, begun + MEBIBYTE)
                 self.assertTrue(transfer.result(timeout=90)["ok"])
                 self.assertGreater(self.received(lab) - before, 12 * MEBIBYTE, "the MTU fell too late")
                 faults.clear(lab)
