@@ -65,6 +65,7 @@ from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
 from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session
+from rvpn.status import cluster_status, gateway_status
 
 #: Addresses whose policy lookup is remembered.
 _REMEMBERED_LOOKUPS = 4096
@@ -133,13 +134,13 @@ class Client(TunnelEnd):
         key has changed begins anew.
         """
         before = self._policy
-        self._credentials = credentials or self._credentials
+        self.credentials = credentials or self.credentials
         self._read(policy, now)
         gateways = self._gateways()
         actions: list[Action] = []
         for peer in self._initiations.peers - gateways:
             actions += self._initiations.give_up(peer, "the policy no longer names it", now)
-        actions += self._withdraw(now)
+        actions += self._validity.withdraw(now)
         for gateway in gateways:
             if gateway in self._initiations and policy.peer(gateway) != before.peer(gateway):
                 self._initiations.forget(gateway)
@@ -275,7 +276,7 @@ class Client(TunnelEnd):
         )
 
         def new_context(cookie: bytes) -> SecurityContext:
-            return self._credentials.initiator(
+            return self.credentials.initiator(
                 peer, Role.CLIENT, cookie, parameters, self._random, self.time_of_day()
             )
 
@@ -297,7 +298,7 @@ class Client(TunnelEnd):
         known = session is not None
         if session is None:
             session = Session(gateway, context.peer, path, self._inner_addresses, now)
-        self._open_pair(session, pair, now)
+        self.open_pair(session, pair, now)
         _learn(session, context.peer_parameters)
         if known:
             return []
@@ -389,7 +390,7 @@ class Client(TunnelEnd):
         peer = self._policy.peer(request.path.remote.address)
         if peer is None or peer.mechanism is not mechanism:
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not the mechanism of that gateway")
-        return self._credentials.acceptor(
+        return self.credentials.acceptor(
             mechanism,
             peer,
             Role.GATEWAY,
@@ -441,7 +442,7 @@ class Client(TunnelEnd):
             path.remote.address, context.peer, path, context.own_parameters.inner_addresses, now
         )
         _learn(session, context.peer_parameters)
-        self._open_pair(session, pair, now)
+        self.open_pair(session, pair, now)
         self._calls[pair] = established
 
     def _drop_calls(self, gateway: IPAddress) -> None:
@@ -452,9 +453,9 @@ class Client(TunnelEnd):
 
     # --- the life of a session ------------------------------------------------------------------------------
 
-    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
+    def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         self._calls.pop(pair, None)
-        return super()._close_pair(pair, now)
+        return super().close_pair(pair, now)
 
     def _expired(self, session: Session, now: float) -> list[Action]:
         """
@@ -537,7 +538,7 @@ class Client(TunnelEnd):
     def claim(self, session: Session, now: float) -> list[Action]:
         """See `rvpn.failover.Mover`: with a generation newer than any before (DESIGN 6)."""
         self.generation = max(self.generation + 1, int.from_bytes(tai64n(self.time_of_day())))
-        return self._say(session, Kind.CLAIM, now, generation=self.generation)
+        return self._sayings.say(session, Kind.CLAIM, now, generation=self.generation)
 
     def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
         """Claim our addresses again: a gateway in use that has no claim does not let targets find us."""
@@ -614,24 +615,10 @@ class Client(TunnelEnd):
         return {
             "role": Role.CLIENT.value,
             "sessions": [
-                {
-                    "gateway": session.name,
-                    "in_use": bool(self.failover.using(session)),
-                    "status": session.status.name.lower().replace("_", "-"),
-                    "round_trip": session.round_trip.smoothed,
-                    **self.session_status(session, now),
-                }
+                gateway_status(session, in_use=bool(self.failover.using(session)), now=now)
                 for session in self.cache
             ],
-            "clusters": [
-                {
-                    "name": cluster.cluster.name,
-                    "order": [str(gateway) for gateway in cluster.order],
-                    "in_use": cluster.in_use.name if cluster.in_use else None,
-                    "waiting": cluster.waiting,
-                }
-                for cluster in self.failover.clusters.values()
-            ],
+            "clusters": [cluster_status(cluster) for cluster in self.failover.clusters.values()],
             "exchanges": {
                 "running": len(self._initiations),
                 "established": self.kms.established,

@@ -58,6 +58,7 @@ from rvpn.rate import Rate
 from rvpn.roaming import Roaming
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session
+from rvpn.status import session_status
 
 #: Seconds between two lines in the log about refused key exchanges.
 REFUSAL_INTERVAL = 1.0
@@ -119,7 +120,7 @@ class Gateway(TunnelEnd):
         before = list(self._clients)
         self._read(policy)
         self.presence.response_time = policy.heartbeat_response_time or RESPONSE_UNMEASURED
-        return self._go_on_without(before, credentials or self._credentials, now)
+        return self._go_on_without(before, credentials or self.credentials, now)
 
     def certify(self, credentials: Credentials, now: float) -> list[Action]:
         """See `TunnelEnd`."""
@@ -128,7 +129,7 @@ class Gateway(TunnelEnd):
     def _go_on_without(self, before: Iterable[Client], credentials: Credentials, now: float) -> list[Action]:
         """End what is no longer granted of what was `before`, calls under way too, and keep nothing of it."""
         actions = super().certify(credentials, now)
-        self._clients.forget(lambda session: self._objection(session, session.authentication))
+        self._clients.forget(lambda session: self._validity.objection(session, session.authentication))
         for client in before:
             if not self._clients.has(client):
                 actions += self._calls.give_up(client.identity, now)
@@ -210,7 +211,7 @@ class Gateway(TunnelEnd):
         return [Event(message, fields)]
 
     def _accept_by(self, mechanism: Mechanism, request: AcceptRequest) -> SecurityContext:
-        return self._credentials.acceptor(
+        return self.credentials.acceptor(
             mechanism,
             None,
             Role.CLIENT,
@@ -293,7 +294,7 @@ class Gateway(TunnelEnd):
             return [Event("refused {peer}: {reason}", fields, warning=True)]
         pair = SAPair(context, initiator=False, path=established.path, now=now)
         session = Session(peer, peer, established.path, answer.inner_addresses, now)
-        self._open_pair(session, pair, now)
+        self.open_pair(session, pair, now)
         self._unconfirmed[pair] = established
         self._calls.overtaken(peer)
         return []
@@ -326,7 +327,7 @@ class Gateway(TunnelEnd):
         )
 
         def new_context(cookie: bytes) -> SecurityContext:
-            return self._credentials.initiator(
+            return self.credentials.initiator(
                 client.identity, Role.GATEWAY, cookie, parameters, self._random, self.time_of_day()
             )
 
@@ -337,13 +338,13 @@ class Gateway(TunnelEnd):
         """See `rvpn.calls.Caller`."""
         pair = SAPair(context, initiator=True, path=path, now=now)
         inner_addresses = context.peer_parameters.inner_addresses
-        self._open_pair(Session(context.peer, context.peer, path, inner_addresses, now), pair, now)
+        self.open_pair(Session(context.peer, context.peer, path, inner_addresses, now), pair, now)
         return pair
 
     # --- the life of a session ------------------------------------------------------------------------------
 
-    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
-        actions = list(super()._close_pair(pair, now))
+    def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
+        actions = list(super().close_pair(pair, now))
         if self._unconfirmed.pop(pair, None) is not None and pair.session is not None:
             actions += self._calls.unconfirmed(pair.session.peer, now)
         return actions
@@ -436,7 +437,7 @@ class Gateway(TunnelEnd):
             )
         ]
         for session in self.cache:
-            actions += self._say(session, Kind.STATUS, now, self.fitness)
+            actions += self._sayings.say(session, Kind.STATUS, now, self.fitness)
         return actions
 
     # --- session control (DESIGN 6) -------------------------------------------------------------------------
@@ -507,7 +508,7 @@ class Gateway(TunnelEnd):
             self.cache.retire(session)
             actions += self._lost(session, "its keys are forgotten", now)
         for pair in list(self.cache.by_spi.values()):
-            actions += self._close_pair(pair, now)
+            actions += self.close_pair(pair, now)
         return actions
 
     def status(self, now: float) -> dict[str, Any]:
@@ -515,7 +516,7 @@ class Gateway(TunnelEnd):
         return {
             "role": Role.GATEWAY.value,
             "status": self.fitness.name.lower().replace("_", "-"),
-            "sessions": [self.session_status(session, now) for session in self.cache],
+            "sessions": [session_status(session, now) for session in self.cache],
             "exchanges": {"running": len(self._unconfirmed), "established": self._established},
             "drops": self.drop_counts(),
         }

@@ -1,7 +1,7 @@
 """
 What a client and a gateway have in common: the life of a session, from its keys to its end.
 
-    keys -> `_open_pair` -> the first packet opens: `confirmed` -> old pairs close after OLD_SA_LINGER
+    keys -> `open_pair` -> the first packet opens: `confirmed` -> old pairs close after OLD_SA_LINGER
          -> superseded in time by the next keys; no rekey by the hard limit counts as failure
     `end` (we leave) -> close, repeated until acknowledged -> gone
     a close arrives (the peer leaves) -> ack -> gone
@@ -10,35 +10,25 @@ What a client and a gateway have in common: the life of a session, from its keys
 come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.client` and `rvpn.gateway`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from rvpn import session_control
-from rvpn.agenda import Agenda, Appointment
+from rvpn.agenda import Agenda
 from rvpn.constants import (
-    CERTIFICATE_WATCH_INTERVAL,
     CONFIRMATION_TIME,
-    CONTROL_INTERVAL,
-    CONTROL_REPEATS,
     HARD_LIFETIME_FACTOR,
     OLD_SA_LINGER,
-    PATH_MTU_LIFETIME,
     VNET_HEADER,
-    Mechanism,
     TransformID,
 )
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
-    Authentication,
     DatagramBatch,
     Deliver,
     Endpoint,
     Event,
-    Fields,
     PacketBatch,
     Path,
     RandomSource,
@@ -48,16 +38,13 @@ from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.offload import TCP, UDP
 from rvpn.packet import too_big, unreachable
+from rvpn.path_mtu import PathMTU
 from rvpn.policy.model import Policy
+from rvpn.sayings import Sayings
 from rvpn.sealing import Sealer
-from rvpn.session_control import ControlPacket, Kind, Status
+from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session, SessionCache
-
-#: How the policy and `rvpn status` call the transforms.
-TRANSFORM_NAMES = {
-    TransformID.AES_GCM_16_256: "aes-gcm-256",
-    TransformID.CHACHA20_POLY1305: "chacha20-poly1305",
-}
+from rvpn.validity import Validity
 
 #: Bytes of a literal heartbeat: the control SPI and 16 random bytes (DESIGN 6).
 LITERAL_SIZE = 20
@@ -82,13 +69,14 @@ class TunnelEnd(ABC):
         self.cache = SessionCache(random)
         self.filter = IPFilter(self.cache, self)
         self.sealer = Sealer(self, self.filter.drops)
-        self._credentials = credentials
+        self.credentials = credentials
         self._random = random
         self.time_of_day = clock
-        self._link_mtu = link_mtu
         self._partial_checksums = False
         self.fastest_first: tuple[TransformID, ...] = tuple(TransformID)
-        self._sayings: dict[tuple[Session, Kind], _Saying] = {}
+        self._validity = Validity(self, self.agenda)
+        self._path_mtu = PathMTU(link_mtu, self.cache, self.agenda)
+        self._sayings = Sayings(self._unheard, self.agenda)
         self._answers: dict[Kind, Answer] = {
             Kind.ACK: self._on_ack,
             Kind.CLOSE: self._on_close,
@@ -162,6 +150,10 @@ class TunnelEnd(ABC):
         """See `rvpn.interfaces.Node`."""
         return self.filter.open(datagrams, packets, now)
 
+    def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
+        """See `rvpn.interfaces.Node`."""
+        return self._path_mtu.learn(remote, mtu, now)
+
     def deadline(self) -> float | None:
         """See `rvpn.interfaces.Node`."""
         return self.agenda.deadline()
@@ -202,17 +194,17 @@ class TunnelEnd(ABC):
 
     # --- the life of a session --------------------------------------------------------------------------
 
-    def _open_pair(self, session: Session, pair: SAPair, now: float) -> None:
+    def open_pair(self, session: Session, pair: SAPair, now: float) -> None:
         """
         Open a pair of SAs until its hard limit: here keys become a session, in whichever direction.
 
         The acceptor closes it earlier if nothing confirms it; at the initiator that is for the KMS to decide.
         Raises `RemoteError` if the peer would be refused by what was read since its exchange began.
         """
-        if reason := self._objection(session, pair.authentication):
+        if reason := self._validity.objection(session, pair.authentication):
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, reason)
         self.cache.add_pair(session, pair)
-        session.learn_path_mtu(self._link_mtu)
+        self._path_mtu.begin(session)
         self._close_at(pair, _hard_limit(pair) if pair.initiator else now + CONFIRMATION_TIME)
 
     def confirmed(self, pair: SAPair, now: float) -> list[Action]:
@@ -227,23 +219,20 @@ class TunnelEnd(ABC):
         self._close_at(pair, _hard_limit(pair))
         for superseded in self.cache.confirm(pair):
             self._linger(superseded, now)
-        actions = self._confirmed(pair, now)
-        if pair.authentication.expires_at < math.inf:
-            actions += self._watch_certificate(pair, now)
-        return actions
+        return self._confirmed(pair, now) + self._validity.watch(pair, now)
 
     def _close_at(self, pair: SAPair, when: float) -> None:
         """Close `pair` at `when`, whatever was arranged before."""
         if pair.closing is not None:
             pair.closing.cancel()
-        pair.closing = self.agenda.at(when, lambda now: self._close_pair(pair, now))
+        pair.closing = self.agenda.at(when, lambda now: self.close_pair(pair, now))
 
     def _linger(self, pair: SAPair, now: float) -> None:
         """Close `pair` after OLD_SA_LINGER, unless it closes earlier."""
         if pair.closing is None or pair.closing.when > now + OLD_SA_LINGER:
             self._close_at(pair, now + OLD_SA_LINGER)
 
-    def _close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
+    def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         """Close a pair when its time is over."""
         session = pair.session
         assert session is not None
@@ -258,22 +247,6 @@ class TunnelEnd(ABC):
         self._retire(session, now)
         return [ended(session, EXPIRED), *self._lost(session, EXPIRED, now)]
 
-    def _watch_certificate(self, pair: SAPair, now: float) -> list[Action]:
-        """
-        End the session when the peer's certificate expires.
-
-        That is a time of day, and clocks are set: so look again from time to time.
-        """
-        session = pair.session
-        if session is None or session.sending is not pair:
-            return []
-        left = pair.authentication.expires_at - self.time_of_day()
-        if left <= 0:
-            return self.fail(session, "its certificate has expired", now, failed=False)
-        then = now + min(left, CERTIFICATE_WATCH_INTERVAL)
-        pair.expiry = self.agenda.at(then, lambda later: self._watch_certificate(pair, later))
-        return []
-
     def fail(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
         """End a session that is of no more use, and let the role look for another (R8); see `_lost`."""
         actions = self.end(session, reason, now)
@@ -283,41 +256,14 @@ class TunnelEnd(ABC):
         """End a session on our side, and tell the peer (DESIGN 6)."""
         actions: list[Action] = [ended(session, reason)]
         if session.sending is not None:
-            actions += self._say(session, Kind.CLOSE, now)
+            actions += self._sayings.say(session, Kind.CLOSE, now)
         self._retire(session, now)
         return actions
 
     def certify(self, credentials: Credentials, now: float) -> list[Action]:
         """Go on with certificates and revocation lists just read again."""
-        self._credentials = credentials
-        return self._withdraw(now)
-
-    def _withdraw(self, now: float) -> list[Action]:
-        """
-        End what files just read no longer grant: sessions, keys nobody confirmed yet, and old keys.
-
-        Nothing passes under them from now on: a peer that is told of the end need not heed it.
-        """
-        actions: list[Action] = []
-        for session in self.cache:
-            if reason := self._objection(session, session.authentication):
-                actions += self.fail(session, reason, now, failed=False)
-        for pair in list(self.cache.by_spi.values()):
-            if pair.session is not None and self._objection(pair.session, pair.authentication):
-                actions += self._close_pair(pair, now)
-        return actions
-
-    def _objection(self, session: Session, told: Authentication | None) -> str:
-        """
-        Return why `session` must not be, by the policy or by what it says of the peer's certificate, of which
-        the peer `told`.
-        """
-        if not self.grants(session):
-            return "the policy no longer has it"
-        certificates = self._credentials.certificates
-        if told is None or told.mechanism is not Mechanism.TLS or certificates is None:
-            return ""
-        return certificates.objection(told, session.inner_addresses)
+        self.credentials = credentials
+        return self._validity.withdraw(now)
 
     def _retire(self, session: Session, now: float) -> None:
         """Take a session out of the cache; its pairs stay open a while for what is still under way."""
@@ -326,36 +272,6 @@ class TunnelEnd(ABC):
             self._linger(pair, now)
 
     # --- session control (DESIGN 6) -----------------------------------------------------------------------
-
-    def _say(
-        self, session: Session, kind: Kind, now: float, status: Status = Status.OK, generation: int = 0
-    ) -> list[Action]:
-        """Send claim, close or status, again until acknowledged, CONTROL_REPEATS times in all."""
-        pair = session.sending
-        if pair is None:
-            return []
-        self._hush(session, kind)
-        saying = _Saying(pair, session.path, kind, status, generation, now)
-        self._sayings[session, kind] = saying
-        return self._repeat(saying, session, now)
-
-    def _hush(self, session: Session, kind: Kind) -> None:
-        """Repeat no more what is acknowledged, or superseded by what is said now."""
-        saying = self._sayings.pop((session, kind), None)
-        if saying is not None and saying.timer is not None:
-            saying.timer.cancel()
-
-    def _repeat(self, saying: "_Saying", session: Session, now: float) -> list[Action]:
-        if len(saying.sequences) >= CONTROL_REPEATS:
-            del self._sayings[session, saying.kind]
-            return self._unheard(session, saying.kind, now)
-        saying.timer = self.agenda.at(
-            now + CONTROL_INTERVAL, lambda later: self._repeat(saying, session, later)
-        )
-        control = saying.pair.control
-        datagram = control.send(saying.kind, saying.status, generation=saying.generation)
-        saying.sequences.add(control.sequence)
-        return [Send(datagram, saying.path)]
 
     def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
         """Hear that the peer acknowledged nothing of what was said."""
@@ -392,12 +308,9 @@ class TunnelEnd(ABC):
 
     def _on_ack(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         assert pair.session is not None
-        for kind in (Kind.CLAIM, Kind.CLOSE, Kind.STATUS):
-            saying = self._sayings.get((pair.session, kind))
-            if saying is not None and saying.pair is pair and packet.in_reply_to in saying.sequences:
-                self._hush(pair.session, kind)
-                if len(saying.sequences) == 1:
-                    self._measured(pair.session, now - saying.sent_at)
+        round_trip = self._sayings.acknowledged(pair, packet.in_reply_to, now)
+        if round_trip is not None:
+            self._measured(pair.session, round_trip)
         return []
 
     def _measured(self, session: Session, seconds: float) -> None:
@@ -425,44 +338,9 @@ class TunnelEnd(ABC):
     @property
     def quiet(self) -> bool:
         """See `rvpn.interfaces.Node`."""
-        return not any(kind is Kind.CLOSE for _, kind in self._sayings)
-
-    # --- path MTU -----------------------------------------------------------------------------------------
-
-    def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`. What was learnt is believed for PATH_MTU_LIFETIME."""
-        session = self.cache.by_endpoint.get(remote)
-        if session is None or not session.learn_path_mtu(mtu):
-            return ()
-        learnt = session.inner_mtu
-        self.agenda.at(now + PATH_MTU_LIFETIME, lambda _: self._forget_path_mtu(session, learnt))
-        fields: Fields = {"remote": str(remote), "mtu": mtu, "inner": learnt}
-        return [Event("the path to {remote} carries {mtu} bytes: inner packets of {inner}", fields)]
-
-    def _forget_path_mtu(self, session: Session, learnt: int) -> Iterable[Action]:
-        if session.inner_mtu == learnt:
-            session.forget_path_mtu(self._link_mtu)
-        return ()
+        return not self._sayings.any(Kind.CLOSE)
 
     # --- status -------------------------------------------------------------------------------------------
-
-    def session_status(self, session: Session, now: float) -> dict[str, Any]:
-        """Return what `rvpn status --json` shows of one session."""
-        pair, told = session.sending, session.authentication
-        return {
-            "peer": session.peer.name,
-            "authentication": _authentication_status(told) if told is not None else None,
-            "endpoint": str(session.path.remote),
-            "transform": TRANSFORM_NAMES[pair.outbound.transform] if pair else None,
-            "inner_addresses": [str(address) for address in session.inner_addresses],
-            "age": round(now - session.opened_at, 3),
-            "key_age": round(now - pair.made_at, 3) if pair else None,
-            "idle": round(now - session.received_at, 3),
-            "packets_in": session.packets_in,
-            "packets_out": session.packets_out,
-            "bytes_in": session.bytes_in,
-            "bytes_out": session.bytes_out,
-        }
 
     def drop_counts(self) -> dict[str, int]:
         """Return how many packets were dropped, by reason; reasons that never occurred are left out."""
@@ -470,29 +348,6 @@ class TunnelEnd(ABC):
             reason.value: count
             for reason, count in sorted(self.filter.drops.items(), key=lambda i: i[0].value)
         }
-
-
-def _authentication_status(told: Authentication) -> dict[str, Any]:
-    """Return what `rvpn status --json` shows of how a peer authenticated; times in seconds since 1970."""
-    shown = {"mechanism": told.mechanism.name.lower(), "group": told.group, "cipher": told.cipher}
-    if told.mechanism is not Mechanism.TLS:
-        return shown
-    certificate = {"certificate": told.subject, "authority": told.issuer, "serial": f"{told.serial:x}"}
-    return {**shown, **certificate, "expires": told.expires_at}
-
-
-@dataclass(slots=True)
-class _Saying:
-    """A control packet that is repeated until acknowledged: the sequences under which it went."""
-
-    pair: SAPair
-    path: Path
-    kind: Kind
-    status: Status
-    generation: int
-    sent_at: float
-    sequences: set[int] = field(default_factory=set)
-    timer: Appointment | None = None
 
 
 def acknowledgement(pair: SAPair, packet: ControlPacket, path: Path) -> Send:
