@@ -25,7 +25,6 @@ from rvpn.constants import (
     BACKOFF_LAST,
     LINK_MTU,
     MIN_KEY_LIFETIME,
-    OUTSTANDING_HEARTBEATS,
     REKEY_JITTER,
     REKEY_WATCH_INTERVAL,
     VNET_HEADER,
@@ -57,9 +56,11 @@ from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.freshness import Freshness
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.noise import tai64n
+from rvpn.keyexchange.terms import complaint
 from rvpn.kms import KeyManagementService
+from rvpn.literal_heartbeats import LITERAL_SIZE, LiteralHeartbeats
 from rvpn.memo import Memo
-from rvpn.node import EXPIRED, LITERAL_SIZE, TunnelEnd, acknowledgement, ended
+from rvpn.node import EXPIRED, TunnelEnd, acknowledgement, ended
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
@@ -104,8 +105,7 @@ class Client(TunnelEnd):
         self._acceptor = Acceptor(contexts, self.agenda, random, now)
         self._freshness = Freshness()
         self._calls: dict[SAPair, Established] = {}
-        self._literal: dict[bytes, tuple[Session, int]] = {}
-        self._literal_sequence = 0
+        self._literal = LiteralHeartbeats(random)
         self.failover = Failover(self, self.cache, self.kms, self.agenda, random)
         self._answers |= {
             Kind.ANSWER: self._on_answer,
@@ -115,7 +115,7 @@ class Client(TunnelEnd):
         self._read(policy, now)
 
     def _read(self, policy: Policy, now: float) -> None:
-        self._policy = policy
+        self._policy = self.terms.policy = policy
         self._initiations.lifetime = policy.exchange_time
         self._index = TunnelIndex(policy.tunnels)
         self._cluster_of = Memo(self._find_cluster, _REMEMBERED_LOOKUPS)
@@ -266,14 +266,7 @@ class Client(TunnelEnd):
         peer = self._policy.peer(gateway)
         if peer is None:
             return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
-        parameters = Parameters(
-            spi=self.cache.new_spi(),
-            transforms=self._transforms,
-            inner_addresses=self._inner_addresses,
-            lifetime=self._policy.key_lifetime,
-            literal_heartbeats=self._policy.literal_heartbeats,
-            partial_checksums=self._partial_checksums,
-        )
+        parameters = self.terms.offer(self.cache.new_spi(), self._inner_addresses)
 
         def new_context(cookie: bytes) -> SecurityContext:
             return self.credentials.initiator(
@@ -292,7 +285,8 @@ class Client(TunnelEnd):
         context = exchange.context
         assert context is not None
         gateway = path.remote.address
-        self._check_answer(context.own_parameters, context.peer_parameters)
+        if problem := complaint(context.own_parameters, context.peer_parameters):
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, problem)
         pair = SAPair(context, initiator=True, path=path, now=now)
         session = self.cache.get(gateway)
         known = session is not None
@@ -310,20 +304,6 @@ class Client(TunnelEnd):
             if cluster.in_use is None and (cluster.waiting or cluster.vacancy)
             for action in self.failover.choose(cluster, now)
         ]
-
-    def _check_answer(self, offer: Parameters, answer: Parameters) -> None:
-        """Take from a gateway only what we offered (DESIGN 4)."""
-        problem = ""
-        if len(answer.transforms) != 1 or answer.transforms[0] not in offer.transforms:
-            problem = "it chose a transform that was not offered"
-        elif set(answer.inner_addresses) != set(offer.inner_addresses):
-            problem = "it grants other inner addresses than the policy has"
-        elif not MIN_KEY_LIFETIME <= answer.lifetime <= offer.lifetime:
-            problem = "it grants another key lifetime than was asked for"
-        elif answer.literal_heartbeats != offer.literal_heartbeats:
-            problem = "its HeartbeatAuthentication differs"
-        if problem:
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, problem)
 
     def confirm(self, peer: Hashable) -> list[Action]:
         """See `rvpn.initiations.Owner`."""
@@ -407,9 +387,8 @@ class Client(TunnelEnd):
         if initiation.timestamp is not None:
             self._freshness.check(initiation.identity, initiation.timestamp, request.cookie)
         offer = initiation.parameters
-        transforms = [transform for transform in offer.transforms if transform in self._transforms]
         refusal = ""
-        if not transforms:
+        if not self.terms.in_common(offer):
             refusal = "no transform in common"
         elif not set(offer.inner_addresses) <= set(self._inner_addresses) or not offer.inner_addresses:
             refusal = "these are not this client's inner addresses"
@@ -417,15 +396,7 @@ class Client(TunnelEnd):
             refusal = "its key lifetime is too short"
         elif offer.literal_heartbeats != self._policy.literal_heartbeats:
             refusal = "HeartbeatAuthentication differs"
-        return Parameters(
-            spi=self.cache.new_spi(),
-            transforms=tuple(transforms[:1]),
-            inner_addresses=offer.inner_addresses if not refusal else (),
-            lifetime=min(offer.lifetime, self._policy.key_lifetime),
-            refusal=refusal,
-            literal_heartbeats=self._policy.literal_heartbeats,
-            partial_checksums=self._partial_checksums,
-        )
+        return self.terms.answer(self.cache.new_spi(), offer, refusal)
 
     def _accept(self, established: Established, now: float) -> None:
         """
@@ -528,12 +499,8 @@ class Client(TunnelEnd):
         assert pair is not None
         if not pair.literal_heartbeats:
             return [Send(pair.control.send(Kind.HEARTBEAT), session.path)], pair.control.sequence
-        self._literal_sequence += 1
-        datagram = _CONTROL_SPI + self._random.randbytes(LITERAL_SIZE - len(_CONTROL_SPI))
-        self._literal[datagram] = session, self._literal_sequence
-        if len(self._literal) > OUTSTANDING_HEARTBEATS * max(1, len(self.cache)):
-            del self._literal[next(iter(self._literal))]
-        return [Send(datagram, session.path)], self._literal_sequence
+        datagram, sequence = self._literal.new(session, len(self.cache))
+        return [Send(datagram, session.path)], sequence
 
     def claim(self, session: Session, now: float) -> list[Action]:
         """See `rvpn.failover.Mover`: with a generation newer than any before (DESIGN 6)."""
@@ -591,10 +558,7 @@ class Client(TunnelEnd):
 
     def _on_literal(self, datagram: bytes, path: Path, now: float) -> list[Action]:
         """Take the literal heartbeat's echo, equal and from the gateway's address (DESIGN 6)."""
-        session, sequence = self._literal[datagram]
-        if path.remote != session.path.remote:
-            raise RemoteError(DropReason.UNEXPECTED_CONTROL)
-        del self._literal[datagram]
+        session, sequence = self._literal.answered(datagram, path)
         session.heard(now)
         return self._answered(session, sequence, now)
 

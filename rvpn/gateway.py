@@ -11,6 +11,7 @@ The gateway: it accepts the clients of its policy, and passes packets between th
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
@@ -48,9 +49,10 @@ from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.freshness import Freshness
 from rvpn.keyexchange.initiator import InitiatorExchange
+from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.lost_keys import NOTICE_SIZE, LostKeys
 from rvpn.memo import Memo
-from rvpn.node import LITERAL_SIZE, TunnelEnd, acknowledgement
+from rvpn.node import TunnelEnd, acknowledgement
 from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
 from rvpn.presence import Presence
@@ -110,7 +112,7 @@ class Gateway(TunnelEnd):
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
-        self._policy = policy
+        self._policy = self.terms.policy = policy
         self._clients.read(policy)
         self._on_lan = Memo(self._is_on_lan, _REMEMBERED_TARGETS)
         self._calls.read(policy)
@@ -229,9 +231,8 @@ class Gateway(TunnelEnd):
         return self._answer(client, initiation.parameters, request.begun_at)
 
     def _answer(self, client: Client, offer: Parameters, now: float) -> Parameters:
-        transforms = [transform for transform in offer.transforms if transform in self._transforms]
         refusal = ""
-        if not transforms:
+        if not self.terms.in_common(offer):
             refusal = "no transform in common"
         elif not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
             refusal = "it is granted other inner addresses"
@@ -241,15 +242,7 @@ class Gateway(TunnelEnd):
             refusal = "HeartbeatAuthentication differs"
         elif self._draining and not self._renews(client, now):
             refusal = "it is draining"
-        spi = self.cache.new_spi()
-        return Parameters(
-            spi=spi,
-            transforms=tuple(transforms[:1]),
-            inner_addresses=offer.inner_addresses if not refusal else (),
-            lifetime=min(offer.lifetime, self._policy.key_lifetime),
-            refusal=refusal,
-            **self._about_us(spi),
-        )
+        return self._about_us(self.terms.answer(self.cache.new_spi(), offer, refusal))
 
     def _taken(self, identity: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> str:
         """Say which address is in use by, or granted to, another client, if one is (DESIGN 4)."""
@@ -271,15 +264,14 @@ class Gateway(TunnelEnd):
         pair = session.sending if session is not None else None
         return pair is not None and (pair.worn or now >= pair.made_at + REKEY_JITTER * pair.lifetime)
 
-    def _about_us(self, spi: int) -> dict[str, Any]:
-        """Return what this gateway tells of itself in every exchange."""
-        return {
-            "status": self.fitness,
-            "shortest_defer": SHORTEST_DEFER,
-            "lost_key_token": self._lost_keys.token(spi),
-            "literal_heartbeats": self._policy.literal_heartbeats,
-            "partial_checksums": self._partial_checksums,
-        }
+    def _about_us(self, parameters: Parameters) -> Parameters:
+        """Add what this gateway tells of itself in every exchange."""
+        return replace(
+            parameters,
+            status=self.fitness,
+            shortest_defer=SHORTEST_DEFER,
+            lost_key_token=self._lost_keys.token(parameters.spi),
+        )
 
     def _accept(self, established: Established, now: float) -> list[Action]:
         """
@@ -317,14 +309,7 @@ class Gateway(TunnelEnd):
 
     def exchange_with(self, client: Client, now: float) -> InitiatorExchange:
         """See `rvpn.calls.Caller`."""
-        spi = self.cache.new_spi()
-        parameters = Parameters(
-            spi=spi,
-            transforms=self._transforms,
-            inner_addresses=client.inner_addresses,
-            lifetime=self._policy.key_lifetime,
-            **self._about_us(spi),
-        )
+        parameters = self._about_us(self.terms.offer(self.cache.new_spi(), client.inner_addresses))
 
         def new_context(cookie: bytes) -> SecurityContext:
             return self.credentials.initiator(

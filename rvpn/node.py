@@ -20,7 +20,6 @@ from rvpn.constants import (
     HARD_LIFETIME_FACTOR,
     OLD_SA_LINGER,
     VNET_HEADER,
-    TransformID,
 )
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
@@ -36,18 +35,17 @@ from rvpn.interfaces import (
 )
 from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
+from rvpn.keyexchange.terms import Terms
+from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.offload import TCP, UDP
 from rvpn.packet import too_big, unreachable
 from rvpn.path_mtu import PathMTU
-from rvpn.policy.model import Policy
 from rvpn.sayings import Sayings
 from rvpn.sealing import Sealer
 from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session, SessionCache
 from rvpn.validity import Validity
 
-#: Bytes of a literal heartbeat: the control SPI and 16 random bytes (DESIGN 6).
-LITERAL_SIZE = 20
 #: Why a session ends that was not renewed.
 EXPIRED = "its keys expired"
 
@@ -55,9 +53,7 @@ Answer = Callable[[SAPair, ControlPacket, Path, float], list[Action]]
 
 
 class TunnelEnd(ABC):
-    """See the module. `fastest_first` are the transforms of a policy that leaves them to us."""
-
-    _policy: Policy
+    """See the module."""
 
     def __init__(
         self, credentials: Credentials, random: RandomSource, clock: Callable[[], float], link_mtu: int
@@ -72,8 +68,7 @@ class TunnelEnd(ABC):
         self.credentials = credentials
         self._random = random
         self.time_of_day = clock
-        self._partial_checksums = False
-        self.fastest_first: tuple[TransformID, ...] = tuple(TransformID)
+        self.terms = Terms()
         self._validity = Validity(self, self.agenda)
         self._path_mtu = PathMTU(link_mtu, self.cache, self.agenda)
         self._sayings = Sayings(self._unheard, self.agenda)
@@ -128,18 +123,13 @@ class TunnelEnd(ABC):
 
     # --- packets and datagrams (rvpn.interfaces.Node) --------------------------------------------------
 
-    @property
-    def _transforms(self) -> tuple[TransformID, ...]:
-        """What is offered, the preferred first, and accepted."""
-        return self.fastest_first if self._policy.transforms is None else self._policy.transforms
-
     def offload(self, *, checksums: bool, tcp: bool, udp: bool) -> None:
         """
         Hear what the TUN device does for us: complete partial checksums, cut super-packets of TCP and UDP.
 
         Holds for the sessions to come, and is to be called before there are any.
         """
-        self._partial_checksums = checksums
+        self.terms.partial_checksums = checksums
         self.filter.coalesce(frozenset(protocol for protocol, cuts in ((TCP, tcp), (UDP, udp)) if cuts))
 
     def outbound(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> Sequence[Action]:

@@ -125,7 +125,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             resources.callback(self._host.undo)
             self.mtu = self._prepare_host(policy)
             self.node = self._make_node(config, state)
-            self.node.fastest_first = fastest_first()
+            self.node.terms.fastest_first = fastest_first()
             in_use = {name for name, state in self._tun.offloads.items() if state == IN_USE}
             self.node.offload(
                 checksums="checksum" in in_use,

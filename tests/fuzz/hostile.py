@@ -33,7 +33,7 @@ from rvpn.keyexchange import parameters as codec
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.noise import TIMESTAMP, NoiseAcceptor, NoiseInitiator, tai64n
-from rvpn.node import LITERAL_SIZE
+from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.session_control import Kind
 from rvpn.sessions import SAPair
 from tests.fuzz.mutation import Mutator

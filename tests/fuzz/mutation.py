@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
 from rvpn.keyexchange import tokens
+from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.lost_keys import NOTICE_SIZE
-from rvpn.node import LITERAL_SIZE
 
 #: Bytes of parameters that fit one key exchange datagram beside keys, tags and timestamp.
 MAX_PAYLOAD = 1070

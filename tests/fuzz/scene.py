@@ -21,7 +21,7 @@ from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, IPAddress, PacketBatch, Path, Send
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.node import LITERAL_SIZE
+from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.packet import addresses
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Tunnel
@@ -136,7 +136,7 @@ class Scene(Network):
             list(pairs),
             exchanges + [Exchange(*key[1:]) for key in half_open],
             [pair.outbound.spi for pair in pairs.values()],
-            list(self.client.node._literal) if host is self.client else (),
+            list(self.client.node._literal._outstanding) if host is self.client else (),
         )
 
     def initiations(self, host: Host[Any]) -> Initiations:

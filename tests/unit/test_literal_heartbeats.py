@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import LITERAL_PER_ENDPOINT, HeartbeatMode
 from rvpn.interfaces import Endpoint
-from rvpn.node import LITERAL_SIZE
+from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.rate import Rate
 from rvpn.session_control import Kind
 from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, udp_packet

@@ -63,7 +63,7 @@ class SessionTests(SynchronousTestCase):
         """The client's order decides where the policies leave it open, which is that of a measurement."""
         for order in ([*TransformID], [*TransformID][::-1]):
             network = Network()
-            network.client.node.fastest_first = tuple(order)
+            network.client.node.terms.fastest_first = tuple(order)
             network.send(network.client, udp_packet(INNER, TARGET, b"first"))
             network.run(1.0)
             (session,) = network.gateways[0].node.cache
