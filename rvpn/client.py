@@ -14,49 +14,33 @@ Sessions are per gateway, shared by all clusters and tunnel entries that name it
 uses, and for how long, is up to `rvpn.failover`.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rvpn import lost_keys
 from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
-    BACKOFF_LAST,
     LINK_MTU,
-    MIN_KEY_LIFETIME,
-    REKEY_JITTER,
-    REKEY_WATCH_INTERVAL,
     VNET_HEADER,
     HeartbeatMode,
-    Mechanism,
     Role,
 )
-from rvpn.errors import DropReason, LocalError, RemoteError
+from rvpn.errors import DropReason, RemoteError
+from rvpn.exchanges import Exchanges
 from rvpn.failover import Failover
-from rvpn.initiations import Initiations
 from rvpn.interfaces import (
     Action,
     DatagramBatch,
     Endpoint,
     Event,
-    Initiation,
     IPAddress,
     PacketBatch,
-    Parameters,
     Path,
     RandomSource,
-    SecurityContext,
     Send,
 )
-from rvpn.ipfilter import dummy
-from rvpn.keyexchange import tokens
-from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.keyexchange.freshness import Freshness
-from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.noise import tai64n
-from rvpn.keyexchange.terms import complaint
 from rvpn.kms import KeyManagementService
 from rvpn.literal_heartbeats import LITERAL_SIZE, LiteralHeartbeats
 from rvpn.memo import Memo
@@ -64,6 +48,7 @@ from rvpn.node import EXPIRED, TunnelEnd, acknowledgement, ended
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
+from rvpn.renewal import Renewal
 from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session
 from rvpn.status import cluster_status, gateway_status
@@ -96,17 +81,13 @@ class Client(TunnelEnd):
         generation: int = 0,
     ) -> None:
         super().__init__(credentials, random, clock, link_mtu)
-        self._inner_addresses = tuple(inner_addresses)
         self._packed_addresses = frozenset(address.packed for address in inner_addresses)
         self.generation = generation
         self.kms = KeyManagementService(self, random)
-        self._initiations = Initiations(self, self.agenda)
-        contexts = {mechanism: partial(self._accept_by, mechanism) for mechanism in credentials.mechanisms}
-        self._acceptor = Acceptor(contexts, self.agenda, random, now)
-        self._freshness = Freshness()
-        self._calls: dict[SAPair, Established] = {}
+        self.exchanges = Exchanges(self, inner_addresses, self.agenda, random, now)
         self._literal = LiteralHeartbeats(random)
         self.failover = Failover(self, self.cache, self.kms, self.agenda, random)
+        self._renewal = Renewal(self.authenticate, self.failover, self.agenda, random)
         self._answers |= {
             Kind.ANSWER: self._on_answer,
             Kind.STATUS: self._on_status,
@@ -114,9 +95,8 @@ class Client(TunnelEnd):
         }
         self._read(policy, now)
 
-    def _read(self, policy: Policy, now: float) -> None:
+    def _read(self, policy: Policy, now: float) -> list[Action]:
         self._policy = self.terms.policy = policy
-        self._initiations.lifetime = policy.exchange_time
         self._index = TunnelIndex(policy.tunnels)
         self._cluster_of = Memo(self._find_cluster, _REMEMBERED_LOOKUPS)
         named = {t.cluster.name: t.cluster for t in policy.tunnels if t.cluster is not None}
@@ -125,6 +105,7 @@ class Client(TunnelEnd):
         self.kms.read(named.values(), randomize=policy.randomize_clusters, in_use=in_use)
         clusters = [ClusterInUse(cluster, self.kms.order(name)) for name, cluster in named.items()]
         self.failover.read(policy, clusters, now)
+        return self.exchanges.read(policy, self._gateways(), now)
 
     def reload(self, policy: Policy, now: float, credentials: Credentials | None = None) -> list[Action]:
         """
@@ -135,17 +116,9 @@ class Client(TunnelEnd):
         """
         before = self._policy
         self.credentials = credentials or self.credentials
-        self._read(policy, now)
-        gateways = self._gateways()
-        actions: list[Action] = []
-        for peer in self._initiations.peers - gateways:
-            actions += self._initiations.give_up(peer, "the policy no longer names it", now)
+        actions = self._read(policy, now)
         actions += self._validity.withdraw(now)
-        for gateway in gateways:
-            if gateway in self._initiations and policy.peer(gateway) != before.peer(gateway):
-                self._initiations.forget(gateway)
-                actions += self.authenticate(gateway, now)
-        self._freshness.keep(set(policy.peers.values()))
+        actions += self.exchanges.begin_anew(before, now)
         return actions + self.failover.resume(now)
 
     def certify(self, credentials: Credentials, now: float) -> list[Action]:
@@ -239,93 +212,43 @@ class Client(TunnelEnd):
         """See `rvpn.failover.Mover`."""
         return self.sealer.seal_waiting(session, cluster.packets.take(), now)
 
-    # --- key exchange: ours ---------------------------------------------------------------------------------
+    # --- keys -----------------------------------------------------------------------------------------------
 
     def key_exchange(self, datagram: bytes, path: Path, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         try:
-            message = tokens.decode(datagram)
-            if message.to_acceptor:
-                return self._called(message, path, now)
-            return self._initiations.receive(message, path, now)
+            return self.exchanges.receive(datagram, path, now)
         except RemoteError as error:
             self.drop(error.reason)
             return ()
 
     def unreachable(self, remote: Endpoint, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`: a gateway being asked is given up (R3), one in use is asked (X6)."""
-        actions = self._initiations.give_up(remote.address, "the network is unreachable", now)
+        actions = self.exchanges.begun.give_up(remote.address, "the network is unreachable", now)
         session = self.cache.get(remote.address)
         return actions + (self.failover.liveness.hint(session, now) if session is not None else [])
 
     def authenticate(self, gateway: IPAddress, now: float) -> list[Action]:
         """See `rvpn.kms.Requester`."""
-        if gateway in self._initiations:
-            return []
-        self._drop_calls(gateway)
-        peer = self._policy.peer(gateway)
-        if peer is None:
-            return self.given_up(gateway, "the policy has no key for it in [PEERS]", now)
-        parameters = self.terms.offer(self.cache.new_spi(), self._inner_addresses)
+        return self.exchanges.authenticate(gateway, now)
 
-        def new_context(cookie: bytes) -> SecurityContext:
-            return self.credentials.initiator(
-                peer, Role.CLIENT, cookie, parameters, self._random, self.time_of_day()
-            )
-
-        exchange_id, lifetime = self._random.randbytes(8), self._policy.exchange_time
-        exchange = InitiatorExchange(exchange_id, peer.mechanism, new_context, now, lifetime)
-        try:
-            return self._initiations.begin(gateway, exchange, Path(Endpoint(gateway, self._policy.port)), now)
-        except LocalError as error:
-            return self.given_up(gateway, str(error), now)
-
-    def granted(self, peer: Hashable, exchange: InitiatorExchange, path: Path, now: float) -> list[Action]:
-        """See `rvpn.initiations.Owner`."""
-        context = exchange.context
-        assert context is not None
-        gateway = path.remote.address
-        if problem := complaint(context.own_parameters, context.peer_parameters):
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, problem)
-        pair = SAPair(context, initiator=True, path=path, now=now)
-        session = self.cache.get(gateway)
-        known = session is not None
-        if session is None:
-            session = Session(gateway, context.peer, path, self._inner_addresses, now)
-        self.open_pair(session, pair, now)
-        _learn(session, context.peer_parameters)
-        if known:
-            return []
-        self.cache.establish(session)
-        told = Event("session with gateway {gateway} established", {"gateway": str(gateway)})
+    def came(self, session: Session, now: float) -> list[Action]:
+        """See `rvpn.exchanges.Keyholder`: clusters that wait for a gateway take it."""
+        told = Event("session with gateway {gateway} established", {"gateway": session.name})
         return [told] + [
             action
-            for cluster in self.failover.of(gateway)
+            for cluster in self.failover.of(session.gateway)
             if cluster.in_use is None and (cluster.waiting or cluster.vacancy)
             for action in self.failover.choose(cluster, now)
         ]
 
-    def confirm(self, peer: Hashable) -> list[Action]:
-        """See `rvpn.initiations.Owner`."""
-        session = self.cache.get(peer)
-        return [dummy(pair) for pair in session.pairs[-1:] if not pair.confirmed] if session else []
-
-    def given_up(self, peer: Hashable, reason: str, now: float) -> list[Action]:
-        """See `rvpn.initiations.Owner`. Keys that were in use before stay so, and a rekey is tried again."""
-        session = self.cache.get(peer)
-        actions: list[Action] = []
-        if session is not None:
-            for pair in [pair for pair in session.pairs if not pair.confirmed]:
-                if session.sending is pair:
-                    actions += self.fail(session, reason, now)
-                else:
-                    self.cache.remove_pair(pair)
-            if session.sending is not None:
-                delay = BACKOFF_LAST * (0.5 + 0.5 * self._random.random())
-                self._watch_age(session.sending, now + min(delay, session.sending.lifetime / 4))
-        assert isinstance(peer, IPv4Address | IPv6Address)
-        actions += self.failover.no_keys(peer, now)
-        return actions + self.kms.given_up(peer, reason, now)
+    def without_keys(self, gateway: IPAddress, reason: str, now: float) -> list[Action]:
+        """See `rvpn.exchanges.Keyholder`. Keys in use stay so, and are to be renewed a little later."""
+        session = self.cache.get(gateway)
+        if session is not None and session.sending is not None:
+            self._renewal.again(session.sending, now)
+        actions = self.failover.no_keys(gateway, now)
+        return actions + self.kms.given_up(gateway, reason, now)
 
     def _gateways(self) -> set[IPAddress]:
         return {gateway for cluster in self.failover.clusters.values() for gateway in cluster.cluster.members}
@@ -343,89 +266,10 @@ class Client(TunnelEnd):
             )
         ]
 
-    # --- key exchange: a gateway calls (R12) ----------------------------------------------------------------
-
-    def _called(self, message: tokens.Message, path: Path, now: float) -> list[Action]:
-        """
-        Take a first message of a gateway, from its own address and port only (DESIGN 4).
-
-        While our own exchange with it runs, the gateway's is ignored: one of the two is enough.
-        """
-        gateway = path.remote.address
-        if gateway not in self._gateways() or path.remote.port != self._policy.port:
-            raise RemoteError(DropReason.WRONG_ORIGIN)
-        if gateway in self._initiations:
-            raise RemoteError(DropReason.UNKNOWN_EXCHANGE, "our own exchange with it is under way")
-        reply = self._acceptor.receive(message, path, now)
-        if reply.established is not None:
-            try:
-                self._accept(reply.established, now)
-            except RemoteError as error:
-                reply = self._acceptor.refuse(reply.established, message, error)
-        if reply.refused is not None:
-            self.drop(reply.refused.reason)
-        return [Send(answer, path) for answer in reply.datagrams]
-
-    def _accept_by(self, mechanism: Mechanism, request: AcceptRequest) -> SecurityContext:
-        peer = self._policy.peer(request.path.remote.address)
-        if peer is None or peer.mechanism is not mechanism:
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not the mechanism of that gateway")
-        return self.credentials.acceptor(
-            mechanism,
-            peer,
-            Role.GATEWAY,
-            request.cookie,
-            partial(self._authorize, request),
-            self._random,
-            self.time_of_day(),
-        )
-
-    def _authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
-        """Decide about a gateway that calls: it must have the key that the policy has for its address."""
-        if self._policy.peer(request.path.remote.address) != initiation.identity:
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not the key of that gateway")
-        if initiation.timestamp is not None:
-            self._freshness.check(initiation.identity, initiation.timestamp, request.cookie)
-        offer = initiation.parameters
-        refusal = ""
-        if not self.terms.in_common(offer):
-            refusal = "no transform in common"
-        elif not set(offer.inner_addresses) <= set(self._inner_addresses) or not offer.inner_addresses:
-            refusal = "these are not this client's inner addresses"
-        elif offer.lifetime < MIN_KEY_LIFETIME:
-            refusal = "its key lifetime is too short"
-        elif offer.literal_heartbeats != self._policy.literal_heartbeats:
-            refusal = "HeartbeatAuthentication differs"
-        return self.terms.answer(self.cache.new_spi(), offer, refusal)
-
-    def _accept(self, established: Established, now: float) -> None:
-        """
-        Cache the keys of a gateway's exchange; nothing else changes before it proved that it has them.
-
-        Raises `RemoteError`.
-        """
-        context = established.context
-        if context.own_parameters.refusal:
-            return
-        path = Path(established.path.remote)
-        pair = SAPair(context, initiator=False, path=path, now=now)
-        session = Session(
-            path.remote.address, context.peer, path, context.own_parameters.inner_addresses, now
-        )
-        _learn(session, context.peer_parameters)
-        self.open_pair(session, pair, now)
-        self._calls[pair] = established
-
-    def _drop_calls(self, gateway: IPAddress) -> None:
-        """Forget unconfirmed keys of a call: the gateway drops them for our own exchange (DESIGN 3)."""
-        for pair in [pair for pair in self._calls if pair.path.remote.address == gateway]:
-            del self._calls[pair]
-            self.cache.remove_pair(pair)
-
     # --- the life of a session ------------------------------------------------------------------------------
 
     def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
-        self._calls.pop(pair, None)
+        self.exchanges.calls.closed(pair)
         return super().close_pair(pair, now)
 
     def _expired(self, session: Session, now: float) -> list[Action]:
@@ -441,12 +285,10 @@ class Client(TunnelEnd):
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
         session = pair.session
         assert session is not None
-        call = self._calls.pop(pair, None)
-        if call is not None:
-            self._acceptor.confirmed(call)
+        called = self.exchanges.calls.confirmed(pair)
         if session.sending is not pair:
             return []  # newer keys were confirmed first
-        round_trip = self._initiations.confirmed(session.gateway, now)
+        round_trip = self.exchanges.begun.confirmed(session.gateway, now)
         if round_trip is not None:
             # The gateway derived keys meanwhile: the first control packet will tell better.
             session.round_trip.guess(round_trip)
@@ -454,37 +296,8 @@ class Client(TunnelEnd):
         self.kms.confirmed(session.gateway)
         session.heard(now)
         renewed = len(session.pairs) > 1
-        jitter = REKEY_JITTER + (1 - REKEY_JITTER) * self._random.random()
-        self._watch_age(pair, now + pair.lifetime * jitter)
-        return self.failover.established(session, now, called=call is not None, renewed=renewed)
-
-    def _watch_age(self, pair: SAPair, renew_at: float) -> None:
-        """
-        Renew the keys of `pair` at `renew_at`, or earlier if it has carried too many packets (DESIGN 3).
-
-        Keys that nobody wants are not renewed until somebody does, and an idle DEFERRED client waits for
-        payload (R9).
-        """
-
-        def look(now: float) -> list[Action]:
-            session = pair.session
-            if session is None or session.sending is not pair:
-                return []
-            if (pair.worn or now >= renew_at) and self.failover.is_wanted(session):
-                return self.failover.liveness.when_active(pair, renew, now)
-            then = renew_at if renew_at > now else now + pair.lifetime / 10
-            pair.renewal = self.agenda.at(min(then, now + REKEY_WATCH_INTERVAL), look)
-            return []
-
-        def renew(now: float) -> list[Action]:
-            session = pair.session
-            if session is None or session.sending is not pair:
-                return []
-            return self.authenticate(session.gateway, now)
-
-        if pair.renewal is not None:
-            pair.renewal.cancel()
-        pair.renewal = self.agenda.at(min(renew_at, pair.made_at + REKEY_WATCH_INTERVAL), look)
+        self._renewal.plan(pair, now)
+        return self.failover.established(session, now, called=called, renewed=renewed)
 
     def _lost(self, session: Session, reason: str, now: float, *, failed: bool = True) -> list[Action]:
         """Take the gateway last from now on, and go on with another (R3, R5, R8)."""
@@ -584,7 +397,7 @@ class Client(TunnelEnd):
             ],
             "clusters": [cluster_status(cluster) for cluster in self.failover.clusters.values()],
             "exchanges": {
-                "running": len(self._initiations),
+                "running": len(self.exchanges.begun),
                 "established": self.kms.established,
                 "failed": self.kms.failures,
             },
@@ -601,9 +414,3 @@ def _is_recent(quote: bytes, pair: SAPair) -> bool:
         return ours and len(sequence) == 8 and 0 <= pair.control.sequence - int.from_bytes(sequence) < _RECENT
     ours, sequence = quote[:4] == pair.outbound.spi.to_bytes(4), quote[4:8]
     return ours and len(sequence) == 4 and 0 <= pair.outbound.packets - int.from_bytes(sequence) < _RECENT
-
-
-def _learn(session: Session, told: Parameters) -> None:
-    """Take what a gateway says of itself during a key exchange."""
-    session.status = type(session.status)(told.status)
-    session.shortest_defer = told.shortest_defer

@@ -9,13 +9,12 @@ The gateway: it accepts the clients of its policy, and passes packets between th
     heartbeat -> answer, with the gateway's status (R10, X4); a change of status is told to every client
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
+from rvpn.acceptances import Acceptances
 from rvpn.calls import Calls
 from rvpn.clients import Clients
 from rvpn.constants import (
@@ -45,9 +44,8 @@ from rvpn.interfaces import (
     Send,
 )
 from rvpn.keyexchange import tokens
-from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established
-from rvpn.keyexchange.credentials import Credentials
-from rvpn.keyexchange.freshness import Freshness
+from rvpn.keyexchange.acceptor import AcceptRequest
+from rvpn.keyexchange.credentials import Authorize, Credentials
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.lost_keys import NOTICE_SIZE, LostKeys
@@ -57,13 +55,12 @@ from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
 from rvpn.presence import Presence
 from rvpn.rate import Rate
+from rvpn.refusals import Refusals
 from rvpn.roaming import Roaming
 from rvpn.session_control import ControlPacket, Kind, Status
 from rvpn.sessions import SAPair, Session
 from rvpn.status import session_status
 
-#: Seconds between two lines in the log about refused key exchanges.
-REFUSAL_INTERVAL = 1.0
 #: Addresses of which it is remembered whether they are on the LAN.
 _REMEMBERED_TARGETS = 4096
 
@@ -90,10 +87,8 @@ class Gateway(TunnelEnd):
         self._clients = Clients()
         self._lost_keys = lost_keys
         self._notices = Rate(NOTICES_PER_SECOND)
-        self._freshness = Freshness()
-        self._unconfirmed: dict[SAPair, Established] = {}
-        contexts = {mechanism: partial(self._accept_by, mechanism) for mechanism in credentials.mechanisms}
-        self._acceptor = Acceptor(contexts, self.agenda, random, now)
+        self.acceptances = Acceptances(self, credentials.mechanisms, self.agenda, random, now)
+        self._refusals = Refusals()
         self._calls = Calls(self, self.agenda)
         self._roaming = Roaming(self.cache, self.agenda, random)
         self._literal_rate = Rate(LITERAL_IN_ALL)
@@ -108,7 +103,6 @@ class Gateway(TunnelEnd):
             Kind.RESPONSE: self._on_response,
             Kind.CLAIM: self._on_claim,
         }
-        self._refusals, self._refusals_told_at = 0, -math.inf
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
@@ -136,7 +130,7 @@ class Gateway(TunnelEnd):
             if not self._clients.has(client):
                 actions += self._calls.give_up(client.identity, now)
         known = {client.identity for client in self._clients}
-        self._freshness.keep(known)
+        self.acceptances.keep(known)
         for gone in self.presence.newest.keys() - known:
             del self.presence.newest[gone]
         return actions
@@ -185,49 +179,25 @@ class Gateway(TunnelEnd):
             message = tokens.decode(datagram)
             if not message.to_acceptor:
                 return self._calls.receive(message, path, now)
-            reply = self._acceptor.receive(message, path, now)
+            return self.acceptances.receive(message, path, now)
         except RemoteError as error:
             self.drop(error.reason)
             return ()
-        actions: list[Action] = []
-        if reply.established is not None:
-            try:
-                actions = self._accept(reply.established, now)
-            except RemoteError as error:
-                reply = self._acceptor.refuse(reply.established, message, error)
-        if reply.refused is not None:
-            actions += self._refused(reply.refused, path, now)
-        return [*(Send(answer, path) for answer in reply.datagrams), *actions]
 
-    def _refused(self, error: RemoteError, path: Path, now: float) -> list[Action]:
-        """Count a refusal, and tell of it unless the last such line is fresh: strangers can cause many."""
+    def exchange_refused(self, error: RemoteError, path: Path, now: float) -> list[Action]:
+        """See `rvpn.acceptances.Owner`."""
         self.drop(error.reason)
-        self._refusals += 1
-        if now < self._refusals_told_at + REFUSAL_INTERVAL:
-            return []
-        more, self._refusals, self._refusals_told_at = self._refusals - 1, 0, now
-        message = "refused a key exchange from {endpoint}: {reason}"
-        fields: Fields = {"endpoint": str(path.remote), "reason": str(error)}
-        if more:
-            message, fields = message + " ({more} more before it)", {**fields, "more": more}
-        return [Event(message, fields)]
+        return self._refusals.tell(error, path.remote, now)
 
-    def _accept_by(self, mechanism: Mechanism, request: AcceptRequest) -> SecurityContext:
+    def context(self, mechanism: Mechanism, request: AcceptRequest, authorize: Authorize) -> SecurityContext:
+        """See `rvpn.acceptances.Owner`: whoever can authenticate may begin."""
         return self.credentials.acceptor(
-            mechanism,
-            None,
-            Role.CLIENT,
-            request.cookie,
-            partial(self._authorize, request),
-            self._random,
-            self.time_of_day(),
+            mechanism, None, Role.CLIENT, request.cookie, authorize, self._random, self.time_of_day()
         )
 
-    def _authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
-        """Decide about an authenticated first message, and answer it."""
+    def authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
+        """See `rvpn.acceptances.Owner`: a client of the policy, asking for its own inner addresses."""
         client = self._clients.of(initiation)
-        if initiation.timestamp is not None:
-            self._freshness.check(client.identity, initiation.timestamp, request.cookie)
         return self._answer(client, initiation.parameters, request.begun_at)
 
     def _answer(self, client: Client, offer: Parameters, now: float) -> Parameters:
@@ -273,23 +243,18 @@ class Gateway(TunnelEnd):
             lost_key_token=self._lost_keys.token(parameters.spi),
         )
 
-    def _accept(self, established: Established, now: float) -> list[Action]:
-        """
-        Cache the keys; nothing else changes before the client proves that it has them (DESIGN 4).
-
-        Raises `RemoteError`.
-        """
-        context = established.context
-        answer, peer = context.own_parameters, context.peer
-        if answer.refusal:
-            fields: Fields = {"peer": peer.name, "reason": answer.refusal}
-            return [Event("refused {peer}: {reason}", fields, warning=True)]
-        pair = SAPair(context, initiator=False, path=established.path, now=now)
-        session = Session(peer, peer, established.path, answer.inner_addresses, now)
-        self.open_pair(session, pair, now)
-        self._unconfirmed[pair] = established
+    def accepted(self, context: SecurityContext, path: Path, now: float) -> SAPair:
+        """See `rvpn.acceptances.Owner`: nothing changes before the client proves that it has the keys."""
+        peer = context.peer
+        pair = SAPair(context, initiator=False, path=path, now=now)
+        self.open_pair(Session(peer, peer, path, context.own_parameters.inner_addresses, now), pair, now)
         self._calls.overtaken(peer)
-        return []
+        return pair
+
+    def declined(self, context: SecurityContext) -> list[Action]:
+        """See `rvpn.acceptances.Owner`."""
+        fields: Fields = {"peer": context.peer.name, "reason": context.own_parameters.refusal}
+        return [Event("refused {peer}: {reason}", fields, warning=True)]
 
     # --- key exchange: this gateway calls (R12) -------------------------------------------------------------
 
@@ -330,7 +295,7 @@ class Gateway(TunnelEnd):
 
     def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
         actions = list(super().close_pair(pair, now))
-        if self._unconfirmed.pop(pair, None) is not None and pair.session is not None:
+        if self.acceptances.closed(pair) and pair.session is not None:
             actions += self._calls.unconfirmed(pair.session.peer, now)
         return actions
 
@@ -354,9 +319,7 @@ class Gateway(TunnelEnd):
         return [*actions, Event(message, fields, warning=True)]
 
     def _confirmed(self, pair: SAPair, now: float) -> list[Action]:
-        established = self._unconfirmed.pop(pair, None)
-        if established is not None:
-            self._acceptor.confirmed(established)
+        self.acceptances.confirmed(pair)
         session = pair.session
         assert session is not None
         if session.sending is not pair:
@@ -502,6 +465,6 @@ class Gateway(TunnelEnd):
             "role": Role.GATEWAY.value,
             "status": self.fitness.name.lower().replace("_", "-"),
             "sessions": [session_status(session, now) for session in self.cache],
-            "exchanges": {"running": len(self._unconfirmed), "established": self._established},
+            "exchanges": {"running": len(self.acceptances), "established": self._established},
             "drops": self.drop_counts(),
         }

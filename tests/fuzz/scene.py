@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 from unittest import TestCase
 
+from rvpn.acceptances import Acceptances
 from rvpn.client import Client
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
 from rvpn.gateway import Gateway
@@ -126,7 +127,7 @@ class Scene(Network):
 
     def live(self, host: Host[Any]) -> Live:
         """Return what selects a session or an exchange at this host."""
-        pairs, half_open = host.node.cache.by_spi, host.node._acceptor._half_open
+        pairs, half_open = host.node.cache.by_spi, self.acceptances(host).acceptor._half_open
         exchanges = [
             Exchange(running.exchange.exchange_id, attempt.cookie)
             for running in self.initiations(host)._running.values()
@@ -141,7 +142,13 @@ class Scene(Network):
 
     def initiations(self, host: Host[Any]) -> Initiations:
         """Return the exchanges that this host began."""
-        return self.client.node._initiations if host is self.client else self.gateway.node._calls._initiations
+        if host is self.client:
+            return self.client.node.exchanges.begun
+        return self.gateway.node._calls._initiations
+
+    def acceptances(self, host: Host[Any]) -> Acceptances:
+        """Return the exchanges that others began with this host."""
+        return self.client.node.exchanges.calls if host is self.client else self.gateway.node.acceptances
 
     def appointments(self, host: Host[Any]) -> int:
         """
@@ -152,9 +159,8 @@ class Scene(Network):
         to its clusters and standbys.
         """
         node = host.node
-        expected = (
-            len(node.cache.by_spi) + len(node._acceptor) + len(node._sayings) + len(self.initiations(host))
-        )
+        half_open = len(self.acceptances(host).acceptor)
+        expected = len(node.cache.by_spi) + half_open + len(node._sayings) + len(self.initiations(host))
         if host is not self.client:
             return expected + len(node._roaming._moves) + len(node.presence._by_client)
         failover = self.client.node.failover

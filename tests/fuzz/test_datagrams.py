@@ -116,7 +116,8 @@ class Attack:
             running = self._scene.initiations(host)._running.values()
             assert all(len(one.exchange._attempts) <= MAX_COOKIES + 1 for one in running)
             assert len(running) <= 1, len(running)
-            assert len(host.node._acceptor) <= LOAD_HALF_OPEN, len(host.node._acceptor)
+            half_open = len(self._scene.acceptances(host).acceptor)
+            assert half_open <= LOAD_HALF_OPEN, half_open
 
 
 class OutsiderTests(SynchronousTestCase):

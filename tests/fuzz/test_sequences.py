@@ -81,7 +81,7 @@ class SequenceTests(SynchronousTestCase):
         self.assertEqual(scene.sending(), keys)
         self.assertLessEqual(len(gateway.cache.by_spi), 2)
         self.assertLessEqual(len(gateway.agenda), 2)
-        self.assertEqual((len(gateway._acceptor), len(gateway._unconfirmed)), (0, 0))
+        self.assertEqual((len(gateway.acceptances.acceptor), len(gateway.acceptances)), (0, 0))
         self.assertGreater(gateway.filter.drops[DropReason.TOO_MANY_HEARTBEATS], 0)
 
     def test_hostile_gateway(self) -> None:

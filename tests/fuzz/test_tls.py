@@ -226,8 +226,11 @@ class GatewayTests(SynchronousTestCase):
                     network.act(client, client.node.authenticate(self.gateway.endpoint.address, network.now))
                 if number % 10 == 0:
                     network.run(0.0004)
-                for host, peer in (self.gateway, client), (client, self.gateway):
-                    keys = host.node._acceptor._half_open
+                for host, peer, acceptances in (
+                    (self.gateway, client, self.gateway.node.acceptances),
+                    (client, self.gateway, client.node.exchanges.calls),
+                ):
+                    keys = acceptances.acceptor._half_open
                     live = Live((), [Exchange(*key[1:]) for key in keys])
                     datagram = mutator.datagram(Family.KEY_EXCHANGE, self.recorded, live)
                     datagram = datagram[:6] + bytes([Mechanism.TLS]) + datagram[7:]
@@ -239,7 +242,7 @@ class GatewayTests(SynchronousTestCase):
             growth = memory.growth()
         report(self, f"{DATAGRAMS} to each end", growth)
         self.assertLessEqual(growth, GROWTH)
-        self.assertEqual(len(self.gateway.node._acceptor), 0)
+        self.assertEqual(len(self.gateway.node.acceptances.acceptor), 0)
         self.serve()
 
     def test_strangers(self) -> None:
@@ -257,7 +260,7 @@ class GatewayTests(SynchronousTestCase):
             assert isinstance(message, tokens.CookieDemand)
             context = initiator(prologue=binding(Mechanism.TLS, Role.CLIENT, message.cookie))
             self.greet(context, tokens.Envelope(Mechanism.TLS, exchange_id, message.cookie), origin)
-        acceptor_ = self.gateway.node._acceptor
+        acceptor_ = self.gateway.node.acceptances.acceptor
         self.assertEqual((len(acceptor_), acceptor_._heavy), (MAX_HEAVY, MAX_HEAVY))
         held = resident() - held
         report(self, f"{STRANGERS} strangers, {len(acceptor_)} of them kept", held)

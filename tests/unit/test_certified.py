@@ -129,7 +129,7 @@ class CertifiedTests(SynchronousTestCase):
         network = self.begin()
         gateway, alice = network.gateways[0], network.client.node
         network.certify(network.client, client_side(CA.client("alice", "10.99.0.50")))
-        alice._inner_addresses = (ip_address("10.99.0.50"),)
+        alice.exchanges.inner_addresses = (ip_address("10.99.0.50"),)
         network.act(network.client, alice.authenticate(gateway.endpoint.address, network.now))
         network.run(1)
         self.assertIsNone(gateway.node._clients.at(INNER.packed))
@@ -180,7 +180,7 @@ class CertifiedTests(SynchronousTestCase):
             network.run(1)
             network.send(gateway, BACK)
             network.run(0.00225)
-            self.assertEqual(len(client.node._acceptor), 1, "half open")
+            self.assertEqual(len(client.node.exchanges.calls.acceptor), 1, "half open")
             (own,), (its,) = network.certificates, network.gateway_certificates
             if at_gateway:
                 network.certify(gateway, gateway_side(its, revoked=[own]))
@@ -203,7 +203,7 @@ class CertifiedTests(SynchronousTestCase):
     def read_meanwhile(self, network: CertifiedNetwork, host: Host[Any], end: Authenticator) -> None:
         """Let a host read its certificates again amid an exchange; assert that nothing comes of it."""
         network.run(0.00225)
-        self.assertEqual(len(network.gateways[0].node._acceptor), 1, "half open")
+        self.assertEqual(len(network.gateways[0].node.acceptances.acceptor), 1, "half open")
         network.certify(host, end)
         network.run(5)
         self.assertEqual(list(host.node.cache), [])
@@ -293,7 +293,7 @@ class CertifiedTests(SynchronousTestCase):
         ends = [client_side(CA.client(name, "10.99.0.1", "10.99.0.2")) for name in ("alice", "bob")]
         network = self.begin(clients=2, client_ends=ends)
         bob = network.clients[1]
-        bob.node._inner_addresses = (INNER, INNERS[1])
+        bob.node.exchanges.inner_addresses = (INNER, INNERS[1])
         network.send(bob, udp_packet(INNERS[1], TARGET, b"mine"))
         network.run(3)
         self.assertEqual([session.peer for session in network.gateways[0].node.cache], [who("alice")])
@@ -304,16 +304,16 @@ class CertifiedTests(SynchronousTestCase):
         ends = [client_side(CA.client(name, "10.99.0.1")) for name in ("alice", "bob")]
         network = CertifiedNetwork(clients=2, client_ends=ends)
         for host in network.clients:
-            host.node._inner_addresses = (INNER,)
+            host.node.exchanges.inner_addresses = (INNER,)
             host.node._packed_addresses = frozenset((INNER.packed,))
             network.send(host, PACKET)
         network.run(0.00275)
         gateway = network.gateways[0]
-        self.assertEqual(len(gateway.node._unconfirmed), 2, "both are accepted, neither has proved anything")
+        self.assertEqual(len(gateway.node.acceptances), 2, "both are accepted, neither has proved anything")
         network.run(4)
         self.assertEqual([session.peer for session in gateway.node.cache], [who("alice")])
         self.assertEqual(gateway.delivered, [PACKET])
-        self.assertEqual(gateway.node._unconfirmed, {})
+        self.assertEqual(len(gateway.node.acceptances), 0)
 
     def test_one_identity_twice(self) -> None:
         """Of two machines with one certificate the newest wins, and the gateway says that there are two."""

@@ -330,7 +330,7 @@ class InboundTests(DataPathTestCase):
         network = Network(clients=2)
         for host in network.hosts:
             self.offload(host.node)
-        inners = [client.node._inner_addresses[0] for client in network.clients]
+        inners = [client.node.exchanges.inner_addresses[0] for client in network.clients]
         for client, inner in zip(network.clients, inners, strict=True):
             network.send(client, packet(UDP, 4, {"src": str(inner), "dst": str(TARGET)}))
         network.run(1.0)

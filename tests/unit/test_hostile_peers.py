@@ -260,7 +260,7 @@ class AddressTests(SynchronousTestCase):
         """A client that names its inner address twice has it once, and loses it when it closes."""
         network = Network()
         client, gateway = network.client, network.gateways[0]
-        client.node._inner_addresses = (INNER, INNER)
+        client.node.exchanges.inner_addresses = (INNER, INNER)
         network.send(client, OUT)
         network.run(1)
         self.assertTrue(gateway.node.presence.owns(INNER.packed))
@@ -294,7 +294,7 @@ class WaitingTests(SynchronousTestCase):
         (known,) = network.gateway_policy.clients
         known = replace(known, inner_addresses=(INNER, inner), endpoint=client.endpoint)
         gateway.node.reload(replace(network.gateway_policy, clients=(known,)), network.now)
-        client.node._inner_addresses = (INNER, inner)
+        client.node.exchanges.inner_addresses = (INNER, inner)
         header = bytes.fromhex("60000000 05b4 2b 40") + inner.packed + inner.packed
         network.send(gateway, header + b"\xff" * 1460)
         network.send(gateway, BACK)
