@@ -17,7 +17,7 @@ uses, and for how long, is up to `rvpn.failover`.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rvpn import lost_keys
+from rvpn.client_control import ClientControl
 from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
     LINK_MTU,
@@ -37,19 +37,15 @@ from rvpn.interfaces import (
     PacketBatch,
     Path,
     RandomSource,
-    Send,
 )
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.keyexchange.noise import tai64n
 from rvpn.kms import KeyManagementService
-from rvpn.literal_heartbeats import LITERAL_SIZE, LiteralHeartbeats
 from rvpn.memo import Memo
-from rvpn.node import EXPIRED, TunnelEnd, acknowledgement, ended
+from rvpn.node import EXPIRED, TunnelEnd, ended
 from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
 from rvpn.renewal import Renewal
-from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session
 from rvpn.status import cluster_status, gateway_status
 
@@ -69,6 +65,8 @@ class Client(TunnelEnd):
     (DESIGN 6).
     """
 
+    session_control: ClientControl
+
     def __init__(
         self,
         policy: Policy,
@@ -82,17 +80,11 @@ class Client(TunnelEnd):
     ) -> None:
         super().__init__(credentials, random, clock, link_mtu)
         self._packed_addresses = frozenset(address.packed for address in inner_addresses)
-        self.generation = generation
         self.kms = KeyManagementService(self, random)
         self.exchanges = Exchanges(self, inner_addresses, self.agenda, random, now)
-        self._literal = LiteralHeartbeats(random)
         self.failover = Failover(self, self.cache, self.kms, self.agenda, random)
+        self.session_control = ClientControl(self, self.failover, self.agenda, random, generation)
         self._renewal = Renewal(self.authenticate, self.failover, self.agenda, random)
-        self._answers |= {
-            Kind.ANSWER: self._on_answer,
-            Kind.STATUS: self._on_status,
-            Kind.OWNER: self._on_owner,
-        }
         self._read(policy, now)
 
     def _read(self, policy: Policy, now: float) -> list[Action]:
@@ -304,86 +296,15 @@ class Client(TunnelEnd):
         self.kms.put_last(session.gateway, now)
         return self.failover.lost(session, reason, now, failed=failed)
 
-    # --- session control (DESIGN 6) -------------------------------------------------------------------------
+    # --- session control (rvpn.failover.Mover) --------------------------------------------------------------
 
     def heartbeat(self, session: Session) -> tuple[list[Action], int]:
-        """See `rvpn.failover.Mover`. R17: along the path of the session's ESP."""
-        pair = session.sending
-        assert pair is not None
-        if not pair.literal_heartbeats:
-            return [Send(pair.control.send(Kind.HEARTBEAT), session.path)], pair.control.sequence
-        datagram, sequence = self._literal.new(session, len(self.cache))
-        return [Send(datagram, session.path)], sequence
+        """See `rvpn.liveness.Asker`."""
+        return self.session_control.heartbeat(session)
 
     def claim(self, session: Session, now: float) -> list[Action]:
-        """See `rvpn.failover.Mover`: with a generation newer than any before (DESIGN 6)."""
-        self.generation = max(self.generation + 1, int.from_bytes(tai64n(self.time_of_day())))
-        return self._sayings.say(session, Kind.CLAIM, now, generation=self.generation)
-
-    def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
-        """Claim our addresses again: a gateway in use that has no claim does not let targets find us."""
-
-        def claim(now: float) -> list[Action]:
-            return self.claim(session, now) if self.failover.using(session) else []
-
-        if kind is Kind.CLAIM:
-            self.failover.liveness.again((kind, session), claim, now)
-        return []
-
-    def _measured(self, session: Session, seconds: float) -> None:
-        self.failover.liveness.measured(session, seconds)
-
-    def _on_answer(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
-        session = pair.session
-        assert session is not None
-        news = session.take_status(packet.status, pair, packet.sequence)
-        actions = self._answered(session, packet.in_reply_to, now)
-        return actions + self.failover.told_status(session, now) if news else actions
-
-    def _answered(self, session: Session, sequence: int, now: float) -> list[Action]:
-        expected, actions = self.failover.answered(session, sequence, now)
-        if not expected:
-            self.drop(DropReason.UNEXPECTED_CONTROL)
-        return actions
-
-    def _on_status(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        session = pair.session
-        assert session is not None
-        acknowledged: list[Action] = [acknowledgement(pair, packet, path)]
-        if not session.take_status(packet.status, pair, packet.sequence):
-            return acknowledged
-        return acknowledged + self.failover.told_status(session, now)
-
-    def _on_owner(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        """Claim our addresses again if this gateway is in use; any other answer means that it is not."""
-        session = pair.session
-        assert session is not None
-        if self.failover.using(session):
-            return self.claim(session, now)
-        return [acknowledgement(pair, packet, path)]
-
-    def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        if len(datagram) == LITERAL_SIZE and bytes(datagram) in self._literal:
-            return self._on_literal(bytes(datagram), path, now)
-        if len(datagram) == lost_keys.NOTICE_SIZE:
-            return self._on_lost_keys(datagram, path, now)
-        return super()._bare(datagram, path, now)
-
-    def _on_literal(self, datagram: bytes, path: Path, now: float) -> list[Action]:
-        """Take the literal heartbeat's echo, equal and from the gateway's address (DESIGN 6)."""
-        session, sequence = self._literal.answered(datagram, path)
-        session.heard(now)
-        return self._answered(session, sequence, now)
-
-    def _on_lost_keys(self, notice: memoryview, path: Path, now: float) -> list[Action]:
-        """
-        Key anew with a gateway that proves that it lost our keys; the old SA stays until that succeeds (X3).
-        """
-        session = self.cache.by_endpoint.get(path.remote)
-        pair = session.sending if session is not None else None
-        if pair is not None and lost_keys.proves(notice, pair.lost_key_token):
-            return self.authenticate(path.remote.address, now)
-        raise RemoteError(DropReason.UNEXPECTED_CONTROL, "a lost-key notice that proves nothing")
+        """See `rvpn.failover.Mover`."""
+        return self.session_control.claim(session, now)
 
     # --- status ---------------------------------------------------------------------------------------------
 

@@ -19,8 +19,6 @@ from rvpn.calls import Calls
 from rvpn.clients import Clients
 from rvpn.constants import (
     LINK_MTU,
-    LITERAL_IN_ALL,
-    NOTICES_PER_SECOND,
     REKEY_JITTER,
     RESPONSE_UNMEASURED,
     SHORTEST_DEFER,
@@ -29,6 +27,7 @@ from rvpn.constants import (
     Role,
 )
 from rvpn.errors import DropReason, RemoteError
+from rvpn.gateway_control import GatewayControl
 from rvpn.interfaces import (
     Action,
     Endpoint,
@@ -41,23 +40,20 @@ from rvpn.interfaces import (
     PeerIdentity,
     RandomSource,
     SecurityContext,
-    Send,
 )
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import AcceptRequest
 from rvpn.keyexchange.credentials import Authorize, Credentials
 from rvpn.keyexchange.initiator import InitiatorExchange
-from rvpn.literal_heartbeats import LITERAL_SIZE
-from rvpn.lost_keys import NOTICE_SIZE, LostKeys
+from rvpn.lost_keys import LostKeys
 from rvpn.memo import Memo
-from rvpn.node import TunnelEnd, acknowledgement
+from rvpn.node import TunnelEnd
 from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
 from rvpn.presence import Presence
-from rvpn.rate import Rate
 from rvpn.refusals import Refusals
 from rvpn.roaming import Roaming
-from rvpn.session_control import ControlPacket, Kind, Status
+from rvpn.session_control import Kind, Status
 from rvpn.sessions import SAPair, Session
 from rvpn.status import session_status
 
@@ -72,6 +68,8 @@ class Gateway(TunnelEnd):
     `lost_keys` makes the tokens of X3. `clock` gives the time of day in seconds since 1970.
     """
 
+    session_control: GatewayControl
+
     def __init__(
         self,
         policy: Policy,
@@ -84,25 +82,19 @@ class Gateway(TunnelEnd):
         link_mtu: int = LINK_MTU,
     ) -> None:
         super().__init__(credentials, random, clock, link_mtu)
+        self.session_control = GatewayControl(self, self.agenda)
         self._clients = Clients()
-        self._lost_keys = lost_keys
-        self._notices = Rate(NOTICES_PER_SECOND)
+        self.lost_keys = lost_keys
         self.acceptances = Acceptances(self, credentials.mechanisms, self.agenda, random, now)
         self._refusals = Refusals()
         self._calls = Calls(self, self.agenda)
-        self._roaming = Roaming(self.cache, self.agenda, random)
-        self._literal_rate = Rate(LITERAL_IN_ALL)
+        self.roaming = Roaming(self.cache, self.agenda, random)
         self.fitness = Status.OK
         self._draining = self._lan_down = False
         self._established = 0
         self.presence = Presence(
-            self._ask_owner, policy.heartbeat_response_time or RESPONSE_UNMEASURED, self.agenda
+            self.session_control.ask_owner, policy.heartbeat_response_time or RESPONSE_UNMEASURED, self.agenda
         )
-        self._answers |= {
-            Kind.HEARTBEAT: self._on_heartbeat,
-            Kind.RESPONSE: self._on_response,
-            Kind.CLAIM: self._on_claim,
-        }
         self._read(policy)
 
     def _read(self, policy: Policy) -> None:
@@ -159,17 +151,7 @@ class Gateway(TunnelEnd):
     def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """Answer ESP of nobody with the proof that its keys are lost, if they are (X3, R16)."""
         self.drop(DropReason.UNKNOWN_SPI)
-        return self._notice(int.from_bytes(datagram[:4]), datagram, path, now)
-
-    def _unknown_session(self, spi: int, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """Answer a control packet of nobody likewise: an idle client is to hear of it too."""
-        self.drop(DropReason.UNKNOWN_SESSION)
-        return self._notice(spi, datagram, path, now)
-
-    def _notice(self, spi: int, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        if len(datagram) < NOTICE_SIZE or not self._notices.allows(now):
-            return []
-        return [Send(self._lost_keys.notice(spi), path)]
+        return self.session_control.notice(int.from_bytes(datagram[:4]), datagram, path, now)
 
     # --- key exchange: a client begins ----------------------------------------------------------------------
 
@@ -240,7 +222,7 @@ class Gateway(TunnelEnd):
             parameters,
             status=self.fitness,
             shortest_defer=SHORTEST_DEFER,
-            lost_key_token=self._lost_keys.token(parameters.spi),
+            lost_key_token=self.lost_keys.token(parameters.spi),
         )
 
     def accepted(self, context: SecurityContext, path: Path, now: float) -> SAPair:
@@ -349,7 +331,7 @@ class Gateway(TunnelEnd):
 
     def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
         """See `rvpn.ipfilter.Gatekeeper`."""
-        return self._roaming.strayed(session, path, now)
+        return self.roaming.strayed(session, path, now)
 
     # --- status (X4, R14) -----------------------------------------------------------------------------------
 
@@ -385,72 +367,14 @@ class Gateway(TunnelEnd):
             )
         ]
         for session in self.cache:
-            actions += self._sayings.say(session, Kind.STATUS, now, self.fitness)
+            actions += self.session_control.sayings.say(session, Kind.STATUS, now, self.fitness)
         return actions
-
-    # --- session control (DESIGN 6) -------------------------------------------------------------------------
-
-    def _on_heartbeat(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        """Answer a heartbeat with an equal packet (R10), to where it came from, along which it came (R17)."""
-        assert pair.session is not None
-        if pair.session.closed:
-            raise RemoteError(DropReason.UNKNOWN_SESSION)
-        answer = Send(pair.control.send(Kind.ANSWER, self.fitness, packet.sequence), path)
-        return [answer, *self.presence.heard(pair.session, now)]
-
-    def _on_claim(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        session = pair.session
-        assert session is not None
-        if session.sending is None:  # it has ended, or newer keys were confirmed first
-            raise RemoteError(DropReason.UNKNOWN_SESSION)
-        announcements = self.presence.claimed(session, packet.generation, now)
-        return [acknowledgement(pair, packet, path), *announcements]
-
-    def _on_response(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        assert pair.session is not None
-        return self._roaming.response(pair.session, packet.generation, path, now)
-
-    def _ask_owner(self, session: Session, now: float) -> list[Action]:
-        if session.sending is None:
-            return []
-        question = Send(session.sending.control.send(Kind.OWNER), session.path)
-        session.owner_asked = session.sending.control.sequence
-        return [question]
-
-    def _on_ack(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        """Take the bare answer to `owner?` for what it says: the client uses another gateway (DESIGN 8)."""
-        actions = super()._on_ack(pair, packet, path, now)
-        session = pair.session
-        asked = session.owner_asked if session is not None and pair is session.sending else 0
-        if session is None or not asked or packet.in_reply_to != asked:
-            return actions
-        session.owner_asked = 0
-        return [*actions, *self.presence.released(session)]
-
-    def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """
-        Answer a literal heartbeat of a client's endpoint with an equal packet (R10, the patent's).
-
-        Nobody else draws anything, and nobody much: an echo without guards is a loop (CVE-2024-2169). A
-        gateway whose LAN side is down stays silent (R14).
-        """
-        session = self.cache.by_endpoint.get(path.remote)
-        pair = session.sending if session is not None else None
-        if len(datagram) != LITERAL_SIZE or (pair is not None and not pair.literal_heartbeats):
-            return super()._bare(datagram, path, now)
-        if session is None:
-            raise RemoteError(DropReason.UNKNOWN_SESSION)
-        if self.fitness is Status.LAN_DOWN:
-            return []
-        if not (session.literal_rate.allows(now) and self._literal_rate.allows(now)):
-            raise RemoteError(DropReason.TOO_MANY_HEARTBEATS)
-        return [Send(bytes(datagram), path), *self.presence.heard(session, now)]
 
     # --- status ---------------------------------------------------------------------------------------------
 
     def forget_keys(self, lost_keys: LostKeys, now: float) -> list[Action]:
         """Lose all keys at once, as a restart does, and go on as the next start (X3, R16)."""
-        self._lost_keys = lost_keys
+        self.lost_keys = lost_keys
         actions: list[Action] = [Event("all keys are forgotten", warning=True)]
         for session in self.cache:
             self.cache.retire(session)

@@ -13,7 +13,6 @@ come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.c
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
-from rvpn import session_control
 from rvpn.agenda import Agenda
 from rvpn.constants import (
     CONFIRMATION_TIME,
@@ -21,6 +20,7 @@ from rvpn.constants import (
     OLD_SA_LINGER,
     VNET_HEADER,
 )
+from rvpn.control import Control
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
@@ -31,29 +31,26 @@ from rvpn.interfaces import (
     PacketBatch,
     Path,
     RandomSource,
-    Send,
 )
 from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.terms import Terms
-from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.offload import TCP, UDP
 from rvpn.packet import too_big, unreachable
 from rvpn.path_mtu import PathMTU
-from rvpn.sayings import Sayings
 from rvpn.sealing import Sealer
-from rvpn.session_control import ControlPacket, Kind
+from rvpn.session_control import Kind
 from rvpn.sessions import SAPair, Session, SessionCache
 from rvpn.validity import Validity
 
 #: Why a session ends that was not renewed.
 EXPIRED = "its keys expired"
 
-Answer = Callable[[SAPair, ControlPacket, Path, float], list[Action]]
-
 
 class TunnelEnd(ABC):
-    """See the module."""
+    """See the module. Each role has a `session_control` of its own."""
+
+    session_control: Control
 
     def __init__(
         self, credentials: Credentials, random: RandomSource, clock: Callable[[], float], link_mtu: int
@@ -71,12 +68,6 @@ class TunnelEnd(ABC):
         self.terms = Terms()
         self._validity = Validity(self, self.agenda)
         self._path_mtu = PathMTU(link_mtu, self.cache, self.agenda)
-        self._sayings = Sayings(self._unheard, self.agenda)
-        self._answers: dict[Kind, Answer] = {
-            Kind.ACK: self._on_ack,
-            Kind.CLOSE: self._on_close,
-            Kind.CHALLENGE: self._on_challenge,
-        }
 
     # --- what the roles decide -------------------------------------------------------------------------
 
@@ -139,6 +130,10 @@ class TunnelEnd(ABC):
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         return self.filter.open(datagrams, packets, now)
+
+    def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
+        """See `rvpn.ipfilter.Gatekeeper`."""
+        return self.session_control.receive(datagram, path, now)
 
     def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -246,7 +241,7 @@ class TunnelEnd(ABC):
         """End a session on our side, and tell the peer (DESIGN 6)."""
         actions: list[Action] = [ended(session, reason)]
         if session.sending is not None:
-            actions += self._sayings.say(session, Kind.CLOSE, now)
+            actions += self.session_control.sayings.say(session, Kind.CLOSE, now)
         self._retire(session, now)
         return actions
 
@@ -261,65 +256,10 @@ class TunnelEnd(ABC):
         for pair in session.pairs:
             self._linger(pair, now)
 
-    # --- session control (DESIGN 6) -----------------------------------------------------------------------
-
-    def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
-        """Hear that the peer acknowledged nothing of what was said."""
-        return []
-
-    def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """Take what has the control SPI: a session control packet, or by its length a bare one."""
-        if len(datagram) != session_control.CONTROL_SIZE:
-            return self._bare(datagram, path, now)
-        spi = session_control.session_spi(datagram)
-        pair = self.cache.by_spi.get(spi)
-        if pair is None or pair.session is None:
-            return self._unknown_session(spi, datagram, path, now)
-        packet = pair.control.receive(datagram)
-        answer = self._answers.get(packet.kind)
-        if answer is None:
-            raise RemoteError(DropReason.UNEXPECTED_CONTROL, packet.kind.name)
-        actions = [] if pair.confirmed else self.confirmed(pair, now)
-        session = pair.session
-        session.heard(now)
-        if path.remote != session.path.remote and packet.sequence == pair.control.window.highest:
-            actions += self.strayed(session, path, now)
-        return actions + answer(pair, packet, path, now)
-
-    def _unknown_session(self, spi: int, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """Take a control packet of a session that does not exist. Raises `RemoteError`."""
-        raise RemoteError(DropReason.UNKNOWN_SESSION)
-
-    def _bare(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """Take an unauthenticated packet with the control SPI; the roles know some."""
-        raise RemoteError(
-            DropReason.SHORT_DATAGRAM if len(datagram) < LITERAL_SIZE else DropReason.MALFORMED_CONTROL
-        )
-
-    def _on_ack(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
-        assert pair.session is not None
-        round_trip = self._sayings.acknowledged(pair, packet.in_reply_to, now)
-        if round_trip is not None:
-            self._measured(pair.session, round_trip)
-        return []
-
-    def _measured(self, session: Session, seconds: float) -> None:
-        """Take the round trip of a control packet and its answer."""
-        session.round_trip.measured(seconds)
-
-    def _on_close(self, pair: SAPair, packet: ControlPacket, path: Path, now: float) -> list[Action]:
-        session = pair.session
-        assert session is not None
-        actions: list[Action] = [acknowledgement(pair, packet, path)]
-        if session.closed:
-            return actions
+    def left(self, session: Session, now: float) -> list[Action]:
+        """See `rvpn.control.Speaker`."""
         self._retire(session, now)
-        return [*actions, ended(session, "the peer closed it"), *self._lost(session, "it has left", now)]
-
-    def _on_challenge(self, pair: SAPair, packet: ControlPacket, path: Path, _now: float) -> list[Action]:
-        """Show that we are where the challenge went; the answer moves nothing here (DESIGN 3)."""
-        response = pair.control.send(Kind.RESPONSE, in_reply_to=packet.sequence, generation=packet.generation)
-        return [Send(response, path)]
+        return [ended(session, "the peer closed it"), *self._lost(session, "it has left", now)]
 
     def close(self, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
@@ -328,7 +268,7 @@ class TunnelEnd(ABC):
     @property
     def quiet(self) -> bool:
         """See `rvpn.interfaces.Node`."""
-        return not self._sayings.any(Kind.CLOSE)
+        return not self.session_control.sayings.any(Kind.CLOSE)
 
     # --- status -------------------------------------------------------------------------------------------
 
@@ -338,11 +278,6 @@ class TunnelEnd(ABC):
             reason.value: count
             for reason, count in sorted(self.filter.drops.items(), key=lambda i: i[0].value)
         }
-
-
-def acknowledgement(pair: SAPair, packet: ControlPacket, path: Path) -> Send:
-    """Return the acknowledgement of a claim, close or status."""
-    return Send(pair.control.send(Kind.ACK, in_reply_to=packet.sequence), path)
 
 
 def _hard_limit(pair: SAPair) -> float:

@@ -116,13 +116,13 @@ class ClientService(TunnelService[Client]):
     def _tell(self, event: Event) -> None:
         super()._tell(event)
         # Every change of gateway is told, and claims an address with a new generation.
-        if self.node.generation != self._saved_generation:
-            self._saved_generation = self.node.generation
+        if self.node.session_control.generation != self._saved_generation:
+            self._saved_generation = self.node.session_control.generation
             self._reactor.callLater(1.0, self._save_generation)
 
     def _save_generation(self) -> None:
         try:
-            self._state.write(_GENERATION, self.node.generation.to_bytes(12))
+            self._state.write(_GENERATION, self.node.session_control.generation.to_bytes(12))
         except LocalError as error:
             # The clock gives a newer one after a restart, unless it goes back.
             self._log.error("the ownership generation is not saved: {error}", error=str(error))

@@ -137,7 +137,7 @@ class Scene(Network):
             list(pairs),
             exchanges + [Exchange(*key[1:]) for key in half_open],
             [pair.outbound.spi for pair in pairs.values()],
-            list(self.client.node._literal._outstanding) if host is self.client else (),
+            list(self.client.node.session_control._literal._outstanding) if host is self.client else (),
         )
 
     def initiations(self, host: Host[Any]) -> Initiations:
@@ -160,9 +160,14 @@ class Scene(Network):
         """
         node = host.node
         half_open = len(self.acceptances(host).acceptor)
-        expected = len(node.cache.by_spi) + half_open + len(node._sayings) + len(self.initiations(host))
+        expected = (
+            len(node.cache.by_spi)
+            + half_open
+            + len(node.session_control.sayings)
+            + len(self.initiations(host))
+        )
         if host is not self.client:
-            return expected + len(node._roaming._moves) + len(node.presence._by_client)
+            return expected + len(node.roaming._moves) + len(node.presence._by_client)
         failover = self.client.node.failover
         later = len(failover._asking) + len(failover._retries) + len(failover._seeking._planned)
         return expected + len(node.cache.by_spi) + len(failover.liveness._watched) + later
@@ -299,7 +304,7 @@ def record(scene: Scene) -> Recordings:
         Family.KEY_EXCHANGE: exchanged + _other_messages(exchanged[0]),
         Family.LITERAL: [CONTROL + bytes([number]) * (LITERAL_SIZE - len(CONTROL)) for number in range(16)],
         Family.LOST_KEYS: [
-            scene.gateway.node._lost_keys.notice(spi) for spi in scene.gateway.node.cache.by_spi
+            scene.gateway.node.lost_keys.notice(spi) for spi in scene.gateway.node.cache.by_spi
         ],
     }
 

@@ -342,7 +342,7 @@ class MixedTests(SynchronousTestCase):
             network.random,
             network.clock,
             network.now,
-            lost_keys=self.gateway.node._lost_keys,
+            lost_keys=self.gateway.node.lost_keys,
         )
         self.use(CA.client("bob", "10.99.0.2"), "10.99.0.2")
 

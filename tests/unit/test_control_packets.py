@@ -247,11 +247,11 @@ class OwnerTests(SynchronousTestCase):
     def test_in_use(self) -> None:
         """The client claims its addresses again from the gateway in use, with a newer generation."""
         network = connected()
-        before = network.client.node.generation
+        before = network.client.node.session_control.generation
         owner = channel(network.gateways[0]).send(Kind.OWNER)
         network.receive(network.client, owner, network.gateways[0].endpoint)
         self.assertEqual(len(network.control(Kind.CLAIM)), 1)
-        self.assertGreater(network.client.node.generation, before)
+        self.assertGreater(network.client.node.session_control.generation, before)
 
     def test_not_in_use(self) -> None:
         """A gateway that is not in use gets no claim."""
@@ -269,11 +269,11 @@ class OwnerTests(SynchronousTestCase):
         network = connected()
         client = network.client.node
         (session,) = client.cache
-        generations = [client.generation]
+        generations = [client.session_control.generation]
         for time in (1.7e9, 1.7e9, 1.0, 0.0, 2.0e9):
             client.time_of_day = lambda time=time: time  # type: ignore[misc] # a default, not a parameter
             client.claim(session, network.now)
-            generations.append(client.generation)
+            generations.append(client.session_control.generation)
         self.assertEqual(generations, sorted(set(generations)))
 
     def test_lan_comes_back(self) -> None:

@@ -177,7 +177,7 @@ class GuardTests(SynchronousTestCase):
         gateway = network.gateways[0]
         self.assertEqual(len(gateway.node.cache), 3)
         network.sent.clear()
-        gateway.node._literal_rate = Rate(60)
+        gateway.node.session_control._literal_rate = Rate(60)
         for client in network.clients * 50:
             network.receive(gateway, LITERAL, client.endpoint)
         self.assertEqual(len(network.sent), 60)
