@@ -1,7 +1,7 @@
 """
 The gateway: it accepts the clients of its policy, and passes packets between their sessions and the LAN.
 
-    first message -> `_authorize`: a client of the policy, not a recording, asking for its own inner addresses
+    first message -> a client of the policy (rvpn.clients), which may have what it asks for (rvpn.admission)
         -> keys, provisional until a packet opens under them (DESIGN 4) -> the client's session
     ESP from a client -> the inner source must be that client's, the destination on the LAN -> TUN device
     packet from the TUN device -> the session of the inner destination -> ESP
@@ -10,18 +10,16 @@ The gateway: it accepts the clients of its policy, and passes packets between th
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 from rvpn.acceptances import Acceptances
+from rvpn.admission import Admission
 from rvpn.calls import Calls
 from rvpn.clients import Clients
 from rvpn.constants import (
     LINK_MTU,
-    REKEY_JITTER,
     RESPONSE_UNMEASURED,
-    SHORTEST_DEFER,
     VNET_HEADER,
     Mechanism,
     Role,
@@ -34,10 +32,8 @@ from rvpn.interfaces import (
     Event,
     Fields,
     Initiation,
-    IPAddress,
     Parameters,
     Path,
-    PeerIdentity,
     RandomSource,
     SecurityContext,
 )
@@ -83,14 +79,15 @@ class Gateway(TunnelEnd):
     ) -> None:
         super().__init__(credentials, random, clock, link_mtu)
         self.session_control = GatewayControl(self, self.agenda)
-        self._clients = Clients()
+        self.clients = Clients()
         self.lost_keys = lost_keys
         self.acceptances = Acceptances(self, credentials.mechanisms, self.agenda, random, now)
+        self._admission = Admission(self)
         self._refusals = Refusals()
         self._calls = Calls(self, self.agenda)
         self.roaming = Roaming(self.cache, self.agenda, random)
         self.fitness = Status.OK
-        self._draining = self._lan_down = False
+        self.draining = self._lan_down = False
         self._established = 0
         self.presence = Presence(
             self.session_control.ask_owner, policy.heartbeat_response_time or RESPONSE_UNMEASURED, self.agenda
@@ -99,29 +96,29 @@ class Gateway(TunnelEnd):
 
     def _read(self, policy: Policy) -> None:
         self._policy = self.terms.policy = policy
-        self._clients.read(policy)
+        self.clients.read(policy)
         self._on_lan = Memo(self._is_on_lan, _REMEMBERED_TARGETS)
         self._calls.read(policy)
 
     def reload(self, policy: Policy, now: float, credentials: Credentials | None = None) -> list[Action]:
         """Go on with a policy just read again; sessions of clients that it grants the same live on."""
-        before = list(self._clients)
+        before = list(self.clients)
         self._read(policy)
         self.presence.response_time = policy.heartbeat_response_time or RESPONSE_UNMEASURED
         return self._go_on_without(before, credentials or self.credentials, now)
 
     def certify(self, credentials: Credentials, now: float) -> list[Action]:
         """See `TunnelEnd`."""
-        return self._go_on_without(list(self._clients), credentials, now)
+        return self._go_on_without(list(self.clients), credentials, now)
 
     def _go_on_without(self, before: Iterable[Client], credentials: Credentials, now: float) -> list[Action]:
         """End what is no longer granted of what was `before`, calls under way too, and keep nothing of it."""
         actions = super().certify(credentials, now)
-        self._clients.forget(lambda session: self._validity.objection(session, session.authentication))
+        self.clients.forget(lambda session: self._validity.objection(session, session.authentication))
         for client in before:
-            if not self._clients.has(client):
+            if not self.clients.has(client):
                 actions += self._calls.give_up(client.identity, now)
-        known = {client.identity for client in self._clients}
+        known = {client.identity for client in self.clients}
         self.acceptances.keep(known)
         for gone in self.presence.newest.keys() - known:
             del self.presence.newest[gone]
@@ -129,7 +126,7 @@ class Gateway(TunnelEnd):
 
     def grants(self, session: Session) -> bool:
         """See `TunnelEnd`."""
-        return self._clients.grants(session.peer, session.inner_addresses)
+        return self.clients.grants(session.peer, session.inner_addresses)
 
     # --- packets --------------------------------------------------------------------------------------------
 
@@ -179,51 +176,8 @@ class Gateway(TunnelEnd):
 
     def authorize(self, request: AcceptRequest, initiation: Initiation) -> Parameters:
         """See `rvpn.acceptances.Owner`: a client of the policy, asking for its own inner addresses."""
-        client = self._clients.of(initiation)
-        return self._answer(client, initiation.parameters, request.begun_at)
-
-    def _answer(self, client: Client, offer: Parameters, now: float) -> Parameters:
-        refusal = ""
-        if not self.terms.in_common(offer):
-            refusal = "no transform in common"
-        elif not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
-            refusal = "it is granted other inner addresses"
-        elif taken := self._taken(client.identity, offer.inner_addresses):
-            refusal = taken
-        elif offer.literal_heartbeats != self._policy.literal_heartbeats:
-            refusal = "HeartbeatAuthentication differs"
-        elif self._draining and not self._renews(client, now):
-            refusal = "it is draining"
-        return self._about_us(self.terms.answer(self.cache.new_spi(), offer, refusal))
-
-    def _taken(self, identity: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> str:
-        """Say which address is in use by, or granted to, another client, if one is (DESIGN 4)."""
-        for address in inner_addresses:
-            session = self.cache.by_inner.get(address.packed)
-            if session is not None and session.peer != identity:
-                return f"another client uses {address} now"
-            if not self._clients.grants(identity, (address,)):
-                named = self._clients.at(address.packed)
-                return f"{address} is that of Client{named.number} in [CLIENTS]" if named else "not granted"
-        return ""
-
-    def _renews(self, client: Client, now: float) -> bool:
-        """
-        Tell whether a client wants keys because those it has are old. One that has lost fresh ones is new
-        (X4).
-        """
-        session = self.cache.get(client.identity)
-        pair = session.sending if session is not None else None
-        return pair is not None and (pair.worn or now >= pair.made_at + REKEY_JITTER * pair.lifetime)
-
-    def _about_us(self, parameters: Parameters) -> Parameters:
-        """Add what this gateway tells of itself in every exchange."""
-        return replace(
-            parameters,
-            status=self.fitness,
-            shortest_defer=SHORTEST_DEFER,
-            lost_key_token=self.lost_keys.token(parameters.spi),
-        )
+        client = self.clients.of(initiation)
+        return self._admission.answer(client, initiation.parameters, request.begun_at)
 
     def accepted(self, context: SecurityContext, path: Path, now: float) -> SAPair:
         """See `rvpn.acceptances.Owner`: nothing changes before the client proves that it has the keys."""
@@ -244,10 +198,10 @@ class Gateway(TunnelEnd):
         self, packet: memoryview, source: bytes, destination: bytes, now: float
     ) -> Sequence[Action]:
         """See `rvpn.sealing.Router`."""
-        client = self._clients.at(destination)
-        if client is None or self._draining:
+        client = self.clients.at(destination)
+        if client is None or self.draining:
             return self.unreachable_client(packet)
-        return self._calls.call(client, self._clients.endpoint(client), packet, now)
+        return self._calls.call(client, self.clients.endpoint(client), packet, now)
 
     def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
         """See `rvpn.calls.Caller`."""
@@ -256,7 +210,7 @@ class Gateway(TunnelEnd):
 
     def exchange_with(self, client: Client, now: float) -> InitiatorExchange:
         """See `rvpn.calls.Caller`."""
-        parameters = self._about_us(self.terms.offer(self.cache.new_spi(), client.inner_addresses))
+        parameters = self._admission.offer(client)
 
         def new_context(cookie: bytes) -> SecurityContext:
             return self.credentials.initiator(
@@ -288,7 +242,7 @@ class Gateway(TunnelEnd):
         Raises `RemoteError` if meanwhile somebody else has one of its inner addresses.
         """
         assert pair.session is not None
-        if self._taken(pair.session.peer, pair.session.inner_addresses):
+        if self._admission.taken(pair.session.peer, pair.session.inner_addresses):
             self._close_at(pair, now)
             raise RemoteError(DropReason.WRONG_SOURCE, "another client was faster with this inner address")
         session = self.cache.get(pair.session.peer)
@@ -307,7 +261,7 @@ class Gateway(TunnelEnd):
         if session.sending is not pair:
             return []  # newer keys were confirmed first
         self._established += 1
-        self._clients.came(session)
+        self.clients.came(session)
         actions: list[Action] = []
         if len(session.pairs) == 1:
             fields: Fields = {
@@ -339,7 +293,7 @@ class Gateway(TunnelEnd):
         """
         Ask the clients to use other gateways, and take no new ones; or be a gateway like any other again.
         """
-        self._draining = draining
+        self.draining = draining
         return self._set_fitness("an administrator says so", now)
 
     def lan_changed(self, down: bool, reason: str, now: float) -> list[Action]:
@@ -355,7 +309,7 @@ class Gateway(TunnelEnd):
 
     def _set_fitness(self, reason: str, now: float) -> list[Action]:
         before = self.fitness
-        self.fitness = Status.DRAINING if self._draining else Status.OK
+        self.fitness = Status.DRAINING if self.draining else Status.OK
         if self._lan_down:
             self.fitness = Status.LAN_DOWN
         if self.fitness is before:

@@ -132,8 +132,8 @@ class CertifiedTests(SynchronousTestCase):
         alice.exchanges.inner_addresses = (ip_address("10.99.0.50"),)
         network.act(network.client, alice.authenticate(gateway.endpoint.address, network.now))
         network.run(1)
-        self.assertIsNone(gateway.node._clients.at(INNER.packed))
-        self.assertIsNotNone(gateway.node._clients.at(ip_address("10.99.0.50").packed))
+        self.assertIsNone(gateway.node.clients.at(INNER.packed))
+        self.assertIsNotNone(gateway.node.clients.at(ip_address("10.99.0.50").packed))
 
     def test_stranger_is_not_called(self) -> None:
         """Nobody is called who never came: a range of addresses is no address to send to."""
