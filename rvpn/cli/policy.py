@@ -75,6 +75,13 @@ def _certificate_faults(policy: Policy, filename: str, lines: Mapping[str, int])
     loaded, faults = certificatefiles.inspect(policy, Path(filename).parent, role)
     for fault in faults:
         yield Diagnostic(filename, lines[fault.statement], Severity.ERROR, str(fault))
+    for authority in loaded.files.authorities if loaded is not None else ():
+        if authority.list_made_at is None:
+            text = (
+                f"no revocation list of {authority.label}, {authority.name!a}, is in Revoked; each of its "
+                "certificates is accepted until it expires, also one that was revoked"
+            )
+            yield Diagnostic(filename, lines[authority.label], Severity.WARNING, text)
     if loaded is not None and role is Role.CLIENT:
         certified = addresses(loaded.files.certificate)
         for address in policy.inner_addresses or ():

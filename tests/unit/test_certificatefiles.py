@@ -18,7 +18,7 @@ from rvpn.cli import policy
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
 from rvpn.keyexchange.authenticator import CertificateAuthenticator
-from rvpn.policy import load
+from rvpn.policy import Severity, load
 from rvpn.service import certificates, configuration
 from rvpn.service.certificates import FILES_INTERVAL, CertificateWatch
 from tests.certificates import CLIENT_USAGE, DAY, TODAY, Authority, Issued, authenticator, rsa_key
@@ -188,18 +188,29 @@ class LoadTests(FilesTestCase):
     def test_check(self) -> None:
         """`rvpn policy check` reports each such file at its line, as an error: the services refuse it."""
         file = self.directory / "node.policy"
-        (ranges,) = policy._diagnose(str(file))
-        self.assertIn(":6: warning: Authority7 names no inner addresses", str(ranges))
+        before = policy._diagnose(str(file))
+        self.assertEqual({diagnostic.severity for diagnostic in before}, {Severity.WARNING})
         self.write("own.pem", self.ca.client().pem)
         self.write("own.key", b"rubbish")
         self.write("crl.pem", b"rubbish")
         (self.directory / "other.pem").unlink()
-        found = [str(diagnostic) for diagnostic in policy._diagnose(str(file)) if diagnostic != ranges]
+        found = [str(diagnostic) for diagnostic in policy._diagnose(str(file)) if diagnostic not in before]
         expected = ((2, "own.pem"), (3, "own.key"), (6, "other.pem"), (7, "crl.pem"))
         self.assertEqual(len(found), len(expected), found)
         for text, (line, name) in zip(found, expected, strict=True):
             self.assertTrue(text.startswith(f"{file}:{line}: error: {self.directory}/{name}: "), text)
         self.assertEqual(rvpn("policy", "check", str(file)).code, 1)
+
+    def test_check_of_lists(self) -> None:
+        """An authority without a revocation list is warned of at its line, and that alone is no error."""
+        file = str(self.directory / "node.policy")
+        found = [d for d in policy._diagnose(file) if "revocation" in str(d)]
+        self.assertEqual([d.line for d in found], [6])
+        self.assertIn("warning: no revocation list of Authority7, 'Other CA', is in Revoked", str(found[0]))
+        self.assertEqual(rvpn("policy", "check", file).code, 0)
+        both = [ca.revocation().public_bytes(Encoding.PEM) for ca in (self.ca, self.other)]
+        self.write("crl.pem", b"".join(both))
+        self.assertNotIn("revocation", rvpn("policy", "check", file).out)
 
     def test_unread_authority(self) -> None:
         """A list of an authority that could not be read is no second fault."""
@@ -215,7 +226,11 @@ class LoadTests(FilesTestCase):
         more = "[TUNNEL]\nTunnel1 = 10.0.0.0/8 192.0.2.1\n[DEVICE]\nInnerAddress = 10.99.0.1 10.99.0.5\n"
         lan = POLICY.index("[LAN]")
         self.write("node.policy", (POLICY[:lan] + "[GENERAL]\nMechanism = tls\n" + more).encode())
-        (found,) = policy._diagnose(str(self.directory / "node.policy"))
+        (found,) = (
+            diagnostic
+            for diagnostic in policy._diagnose(str(self.directory / "node.policy"))
+            if "InnerAddress" in str(diagnostic)
+        )
         self.assertIn(":13: warning: InnerAddress 10.99.0.5 is not in the certificate", str(found))
 
 
