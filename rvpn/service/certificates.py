@@ -1,12 +1,12 @@
 """
 Certificates while a service runs: their files change, and this node's own one comes to its end.
 
-    every FILES_INTERVAL -> a file has changed -> `changed`: the service reads them again
+    every FILES_INTERVAL -> files have changed -> `changed`: the service reads all of them again
                          -> once a day, and at the end -> the log tells that the own certificate, or a
                             list, is at its end
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from time import gmtime, strftime, time
 from typing import Any
@@ -23,7 +23,9 @@ FILES_INTERVAL = 2.0
 #: Seconds before its end from which on a certificate is worth a warning, and between two warnings.
 SOON, AGAIN = 14 * 86400.0, 86400.0
 
-_State = tuple[tuple[int, int, int] | None, ...]
+_State = dict[Path, tuple[int, int, int] | None]
+#: Hears which files have changed since they were last taken; returns whether they are taken now.
+Changed = Callable[[Collection[Path]], bool]
 
 
 class CertificateWatch:
@@ -40,11 +42,12 @@ class CertificateWatch:
         self,
         files: Callable[[], Iterable[Path]],
         own: Callable[[], Authenticator | None],
-        changed: Callable[[], None],
+        changed: Changed,
         reactor: Any,
     ) -> None:
         self._files, self._own, self._changed = files, own, changed
         self._seen = self._state()
+        self._not_taken: set[Path] = set()
         self._told_at = 0.0
         self._loop = LoopingCall(self._look)
         self._loop.clock = reactor
@@ -58,8 +61,10 @@ class CertificateWatch:
     def _look(self) -> None:
         state = self._state()
         if state != self._seen:
+            self._not_taken.update(path for path, now in state.items() if now != self._seen.get(path, ()))
             self._seen, self._told_at = state, 0.0
-            self._changed()
+            if self._not_taken and self._changed(self._not_taken):
+                self._not_taken.clear()
         own, now = self._own(), time()
         if own is not None and (now >= self._told_at + AGAIN or self._has_ended(own, now)):
             self._told_at = now
@@ -70,7 +75,7 @@ class CertificateWatch:
         return any(self._told_at <= end < now for end in own.ends.values())
 
     def _state(self) -> _State:
-        return tuple(map(_stat, self._files()))
+        return {path: _stat(path) for path in self._files()}
 
     def _warn(self, own: Authenticator, now: float) -> None:
         for what, end in own.ends.items():
@@ -99,6 +104,13 @@ def _is_older(new: RevocationState, old: RevocationState) -> bool:
     if new.number is not None and old.number is not None:
         return new.number < old.number
     return new.made_at < old.made_at
+
+
+def named(files: Iterable[Path], place: Path) -> str:
+    """Name files as a policy in directory `place` does."""
+    return ", ".join(
+        sorted(str(file.relative_to(place) if file.is_relative_to(place) else file) for file in files)
+    )
 
 
 def in_words(state: RevocationState) -> str:

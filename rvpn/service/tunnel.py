@@ -13,7 +13,7 @@ import atexit
 import gc
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,7 @@ from rvpn.net.udpsocket import open_socket
 from rvpn.net.watch import NetworkWatch
 from rvpn.policy import Policy
 from rvpn.service import configuration
-from rvpn.service.certificates import CertificateWatch, check_lists, in_words
+from rvpn.service.certificates import CertificateWatch, check_lists, in_words, named
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
 from rvpn.service.protocols import TunnelProtocol
@@ -328,20 +328,29 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         expires = next(iter(own.ends.values()))
         return {"name": own.name, "expires": expires, "expired": expires < time(), "lists": lists}
 
-    def _read_certificates(self) -> None:
-        """Read changed certificates and lists; while they are faulty, those before stay in force."""
+    def _read_certificates(self, changed: Collection[Path]) -> bool:
+        """
+        Read certificates and lists again, of which these files `changed`; tell whether they are in force.
+
+        While one is faulty, those before stay so.
+        """
         before = self._configuration
         try:
             read = configuration.read_certificates(before.policy, self._file.parent, self.role)
             check_lists(before.credentials.certificates, read)
         except LocalError as error:
             self._log.error("the certificates were not read again: {fault}", fault=str(error))
-            return
+            return False
         credentials = replace(before.credentials, certificates=read)
         self._configuration = replace(before, credentials=credentials)
         lists = "; ".join(map(in_words, read.lists.values())) if read is not None else ""
-        self._log.info("the certificates were read again: {lists}", lists=lists)
+        self._log.info(
+            "the certificates were read again (changed: {files}): {lists}",
+            files=named(changed, self._file.parent),
+            lists=lists,
+        )
         self.perform(lambda now: self.node.certify(credentials, now))
+        return True
 
     def reload(self) -> Mapping[str, Any]:
         """Read the policy again. Raises `LocalError` if that cannot be; then all is as before."""

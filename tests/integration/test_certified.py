@@ -68,6 +68,7 @@ class CertifiedTests(NodesTestCase):
         self.revoke(self.gateway, self.alice)
         wait_until(lambda: not self.gateway.status()["sessions"], "the session ends")
         self.assertIn("ended: certificate 'alice': it is revoked", self.gateway.log)
+        self.assertIn("read again (changed: crl.pem): list of authority 'Test CA' of ", self.gateway.log)
         self.assertEqual(self.ping(wait=0.5), 0)
         self.assertIn("certificate 'alice': found it is revoked, expected one that is not", self.gateway.log)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,9 @@ class WatchTests(FilesTestCase):
     def setUp(self) -> None:
         """Watch the files, at a time of day that the test sets."""
         super().setUp()
-        self.now, self.changes, self.own = TODAY, 0, self.load()
+        self.now, self.own = TODAY, self.load()
+        self.changes: list[str] = []
+        self.faulty = False
         self.patch(certificates, "time", lambda: self.now)
         self.events: list[LogEvent] = []
         observer: Any = self.events.append
@@ -277,9 +280,10 @@ class WatchTests(FilesTestCase):
         watch = CertificateWatch(lambda: files, lambda: self.own, self.changed, self.clock)
         self.addCleanup(watch.close)
 
-    def changed(self) -> None:
-        """Count a change."""
-        self.changes += 1
+    def changed(self, files: Collection[Path]) -> bool:
+        """Note what has changed."""
+        self.changes.append(certificates.named(files, self.directory))
+        return not self.faulty
 
     def told(self) -> list[str]:
         """Return what was logged since the last call."""
@@ -289,16 +293,34 @@ class WatchTests(FilesTestCase):
 
     def test_change(self) -> None:
         """Each change of a file is seen once: a new one, a removed one, one that is back."""
-        for act in (
-            lambda: self.revoke(self.gone, self.issued),
-            lambda: (self.directory / "crl.pem").unlink(),
-            lambda: self.revoke(),
-            lambda: self.write("own.pem", self.ca.gateway().pem),
+        for name, act in (
+            ("crl.pem", lambda: self.revoke(self.gone, self.issued)),
+            ("crl.pem", lambda: (self.directory / "crl.pem").unlink()),
+            ("crl.pem", lambda: self.revoke()),
+            ("own.pem", lambda: self.write("own.pem", self.ca.gateway().pem)),
         ):
-            before = self.changes
+            self.changes.clear()
             act()
             self.clock.pump([FILES_INTERVAL] * 3)
-            self.assertEqual(self.changes, before + 1)
+            self.assertEqual(self.changes, [name])
+
+    def test_not_taken(self) -> None:
+        """What changed while a file was faulty is named again when all are taken."""
+        renewed = self.ca.gateway()
+        for faulty, name, content in (
+            (True, "own.pem", renewed.pem),
+            (False, "own.key", renewed.key_pem),
+            (False, "ca.pem", self.ca.pem),
+        ):
+            self.faulty = faulty
+            self.write(name, content)
+            self.clock.advance(FILES_INTERVAL)
+        self.assertEqual(self.changes, ["own.pem", "own.key, own.pem", "ca.pem"])
+
+    def test_named(self) -> None:
+        """Files are named as the policy does: those elsewhere by their whole path."""
+        files = [self.directory / "pki" / "ca.pem", Path("/etc/ssl/other.pem")]
+        self.assertEqual(certificates.named(files, self.directory), "/etc/ssl/other.pem, pki/ca.pem")
 
     def test_ends(self) -> None:
         """Once a day, and when a file has changed, the log tells what is at its end."""
