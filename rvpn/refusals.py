@@ -2,29 +2,34 @@
 What the log says of refused key exchanges. Strangers cause as many as they like, and lines cost room.
 
     refused -> `tell`: a line, with how many there were since the last one
-        -> none where a line is fresh: only counted
+        -> none where a line is fresh, or one about the same address and reason not old: only counted
 """
 
 from rvpn.errors import RemoteError
-from rvpn.interfaces import Action, Endpoint, Event, Fields
+from rvpn.interfaces import Action, Endpoint, Event, Fields, IPAddress
 
 #: Seconds between two lines about refused key exchanges.
 REFUSAL_INTERVAL = 1.0
+#: Seconds between two lines that differ in their counts alone: who is refused tries again and again.
+SAME_REFUSAL_INTERVAL = 10.0
 
 
 class Refusals:
-    """See the module."""
+    """See the module. It remembers the addresses and reasons of the lines of SAME_REFUSAL_INTERVAL."""
 
     def __init__(self) -> None:
         self._untold = 0
         self._next = float("-inf")
+        self._told_at: dict[tuple[IPAddress, str], float] = {}
 
     def tell(self, error: RemoteError, endpoint: Endpoint, now: float) -> list[Action]:
         """Return the line about a refusal, if there is to be one."""
         self._untold += 1
-        if now < self._next:
+        about = endpoint.address, str(error)
+        if now < self._next or now < self._told_at.get(about, float("-inf")) + SAME_REFUSAL_INTERVAL:
             return []
-        self._next = now + REFUSAL_INTERVAL
+        self._told_at = {a: at for a, at in self._told_at.items() if now < at + SAME_REFUSAL_INTERVAL}
+        self._told_at[about], self._next = now, now + REFUSAL_INTERVAL
         more, self._untold = self._untold - 1, 0
         message = "refused a key exchange from {endpoint}: {reason}"
         fields: Fields = {"endpoint": str(endpoint), "reason": str(error)}

@@ -112,12 +112,12 @@ class SessionTests(SynchronousTestCase):
         self.assertIn("message said: authentication failed", " ".join(network.client.events))
 
     def test_refusals_in_the_log(self) -> None:
-        """However many key exchanges a gateway refuses, its log has a line a second, which counts them."""
+        """However often a gateway refuses a client, its log has a line in ten seconds, which counts that."""
         network = Network()
         network.gateways[0].node.reload(replace(network.gateway_policy, clients=()), network.now)
         for _ in range(300):
             network.act(network.client, network.client.node.authenticate(GATEWAY, network.now))
-            network.run(0.01)
+            network.run(0.1)
             network.act(
                 network.client, network.client.node.unreachable(network.gateways[0].endpoint, network.now)
             )
