@@ -9,6 +9,7 @@ A timerfd on CLOCK_BOOTTIME is readable when its time has come, so the reactor s
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
@@ -18,9 +19,8 @@ from rvpn.net.timerfd import ABSOLUTE, TimerDescriptor
 _log = Logger()
 
 
-def now() -> float:
-    """Return seconds on the clock of alarms."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+#: Returns seconds on the clock of alarms.
+now: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 class Alarm(TimerDescriptor):

@@ -31,7 +31,7 @@ from rvpn.constants import VNET_HEADER
 from rvpn.errors import LocalError
 from rvpn.interfaces import PacketBatch
 from rvpn.net.offloads import IN_USE, OFF, Offloads, name_of, refused_by_kernel
-from rvpn.net.reactor import PacketReader
+from rvpn.net.reactor import LITTLE, PacketReader
 
 #: A wake-up ends after so many packets, or after the one that brings the batch to so many bytes: a
 #: millisecond's work.
@@ -210,19 +210,19 @@ class TunPort(PacketReader):
     def doRead(self) -> None:
         """Deliver the packets that wait, within the bounds of a wake-up."""
         batch, read = self._batch, self._device.read
+        most = 1 if self.single else PACKETS_PER_WAKEUP
         batch.clear()
         try:
-            while len(batch.spans) < PACKETS_PER_WAKEUP and batch.length < BYTES_PER_WAKEUP:
+            while len(batch.spans) < most and batch.length < BYTES_PER_WAKEUP:
                 batch.add(read(batch.view[batch.length :]))
         except BlockingIOError:
             pass
         except OSError:
             self.connectionLost(Failure())
             return
-        if batch.spans:
-            self._deliver(batch)
-
-    def _deliver(self, batch: PacketBatch) -> None:
+        self.bulk = batch.length > LITTLE
+        if not batch.spans:
+            return
         # An exception that reached the reactor would silently end the reading while the process lives on.
         try:
             self._receiver.packetsReceived(batch)

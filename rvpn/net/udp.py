@@ -40,7 +40,7 @@ from rvpn.interfaces import DatagramBatch, Endpoint, IPAddress, Path, Run
 from rvpn.memo import Memo
 from rvpn.net import alarm
 from rvpn.net.offloads import IN_USE, Offloads
-from rvpn.net.reactor import PacketReader
+from rvpn.net.reactor import LITTLE, PacketReader
 from rvpn.net.udpsend import REMEMBERED_PATHS, UDPSender, number_of
 from rvpn.net.udpsocket import (
     DATAGRAM_ANCILLARY,
@@ -143,7 +143,8 @@ class UDPPort(PacketReader):
     def doRead(self) -> None:
         """Deliver what waits, within the bounds of a wake-up, and send what waited if there is room."""
         # The set is not asked as long as there are datagrams: an error among them wakes us again.
-        if self._read_datagrams() and not self.sender.full:
+        most = 1 if self.single else READS_PER_WAKEUP
+        if self._read_datagrams(most) and not self.sender.full:
             return
         if self._events.closed:  # by the receiver
             return
@@ -153,11 +154,11 @@ class UDPPort(PacketReader):
             if events & select.EPOLLOUT and not self._events.closed:
                 self._resume()
 
-    def _read_datagrams(self) -> bool:
-        """Deliver datagrams; True if there were some, and no more."""
-        batch, emptied = self._batch, False
+    def _read_datagrams(self, most: int) -> bool:
+        """Deliver what `most` reads bring; True if that was something, and no more is known of."""
+        batch, emptied = self._batch, most == 1
         batch.clear()
-        for _ in range(READS_PER_WAKEUP):
+        for _ in range(most):
             try:
                 told = self._socket.recvmsg_into([batch.view[batch.length :]], DATAGRAM_ANCILLARY)
             except BlockingIOError:
@@ -168,6 +169,7 @@ class UDPPort(PacketReader):
             self._add(*told)
             if batch.length >= BYTES_PER_WAKEUP:
                 break
+        self.bulk = batch.length > LITTLE
         if not batch.runs:
             return False
         try:
@@ -301,6 +303,7 @@ class UDPPorts:
     def drain(self) -> None:
         """Deliver now what waits, as far as one wake-up would."""
         for port in self._sockets:
+            port.single = False
             port.doRead()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import select
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from rvpn.net.reactor import PacketReactor, PacketReader
+from rvpn.net import reactor
+from rvpn.net.reactor import BUSY_POLL, PAUSE, QUIET, PacketReactor, PacketReader
 
 
 @implementer(IReadDescriptor)
@@ -104,3 +106,92 @@ class PacketReactorTests(SynchronousTestCase):
         for program, expected in (ask, "PacketReactor"), (other + ask, "PollReactor"):
             answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
             self.assertEqual(answer.stdout.decode().strip(), expected)
+
+
+class FakePoller:
+    """A poller that has events at given times of its own clock, on which each call takes a microsecond."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+        self.events: list[float] = []
+        self.slept: list[float] = []
+
+    def clock(self) -> float:
+        """Return the time in seconds."""
+        self.now += 1e-6
+        return self.now
+
+    def poll(self, timeout: float, _most: int) -> list[tuple[int, int]]:
+        """Return an event of descriptor 0, after sleeping until there is one."""
+        if timeout:
+            self.slept.append(self.now)
+            self.now = max(self.now, self.events[0] if self.events else self.now + timeout)
+        if self.events and self.events[0] <= self.now:
+            del self.events[0]
+            return [(0, select.EPOLLIN)]
+        return []
+
+
+class Reader(PacketReader):
+    """A reader that remembers whether it was told to read once, and finds `bulk`."""
+
+    def __init__(self) -> None:
+        self.singles: list[bool] = []
+
+    def doRead(self) -> None:
+        """Read."""
+        self.singles.append(self.single)
+
+
+class BusyPollTests(SynchronousTestCase):
+    """A reactor with a clock and a poller of the test's own."""
+
+    def setUp(self) -> None:
+        self.reactor = PacketReactor()
+        self.reactor._poller.close()
+        for waker in self.reactor._internalReaders:
+            self.addCleanup(waker.connectionLost, Failure(ConnectionError()))
+        self.poller, self.reader = FakePoller(), Reader()
+        self.reactor._poller = self.poller
+        self.reactor._selectables = {0: self.reader}
+        self.patch(reactor, "perf_counter", self.poller.clock)
+
+    def sleeps(self, *pauses: float) -> list[bool]:
+        """Return, for packets with these pauses before them, whether the reactor slept until they came."""
+        slept = []
+        for pause in pauses:
+            before = len(self.poller.slept)
+            self.poller.events.append(self.poller.now + pause)
+            self.reactor.doPoll(None)
+            slept.append(len(self.poller.slept) > before)
+        return slept
+
+    def test_awake(self) -> None:
+        """After a packet that came soon the next is awaited awake, until one does not come soon."""
+        soon, late = BUSY_POLL / 2, BUSY_POLL * 10
+        self.assertEqual(self.sleeps(late, soon, soon, soon), [True, True, False, False])
+        self.assertEqual(self.sleeps(late, late, soon, soon), [True, True, True, False])
+
+    def test_bulk(self) -> None:
+        """For a while after bulk nobody stays awake."""
+        soon = BUSY_POLL / 2
+        self.assertEqual(self.sleeps(soon, soon), [True, False])
+        self.reader.bulk = True
+        self.assertEqual(self.sleeps(soon, soon, soon), [False, True, True])
+        self.reader.bulk = False
+        self.assertEqual(self.sleeps(*[soon] * int(QUIET / soon / 2)).count(False), 0)
+        self.sleeps(QUIET)
+        self.assertEqual(self.sleeps(soon, soon, soon)[-1], False)
+
+    def test_timers(self) -> None:
+        """What is due at once does not wait, and what is due later waits no longer for it than that."""
+        for timeout, late in (0.0, BUSY_POLL / 10), (BUSY_POLL * 4, BUSY_POLL * 2):
+            self.sleeps(BUSY_POLL / 2)
+            before = self.poller.now
+            self.reactor.doPoll(timeout)
+            self.assertLess(self.poller.now - before, timeout + late)
+
+    def test_single(self) -> None:
+        """Only a packet after a pause is taken for the only one."""
+        self.sleeps(1.0, PAUSE / 2, 2 * PAUSE, 0.0)
+        self.assertEqual(self.reader.singles, [True, False, True, False])
