@@ -176,7 +176,7 @@ def coalesce(plaintexts: list[bytes], length: int) -> Callable[[], None]:
 
     def work() -> None:
         batch.clear()
-        coalescer.begin(batch)
+        coalescer.packets = batch
         for plaintext in plaintexts:
             if not coalescer.take(plaintext, length):
                 coalescer.start(plaintext, length)

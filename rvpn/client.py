@@ -140,7 +140,7 @@ class Client(TunnelEnd):
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         actions = self.filter.open(datagrams, packets, now)
-        if self.failover.first_packets:
+        if self.failover.first_packets.expected:
             for session in self.filter.heard:
                 actions += self.failover.first_packets.received(session, now)
         return actions

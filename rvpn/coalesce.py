@@ -53,21 +53,17 @@ class Coalescer:
     """
     Adds packets to a batch, one super-packet growing at a time; `flush` is needed after the last.
 
-    `protocols` are those of which the TUN device takes super-packets. Packets are given with their length:
-    what stands behind it does not matter.
+    `packets` is the batch, `protocols` are those of which the TUN device takes super-packets. Packets are
+    given with their length: what stands behind it does not matter.
     """
 
     def __init__(self, protocols: Collection[int]) -> None:
         self._protocols = protocols
-        self._packets = PacketBatch(0)
+        self.packets = PacketBatch(0)
         self._parts: list[bytes] = []
         self._where = Transport(0, 0, 0)
         self._flags = self._payload = self._size = self._most = 0
         self._whole, self._expected = _NOTHING, _UNKNOWN
-
-    def begin(self, packets: PacketBatch) -> None:
-        """Add to `packets` from now on."""
-        self._packets = packets
 
     def take(self, packet: bytes, length: int) -> bool:
         """Return whether `packet` continues what grows, which then is kept."""
@@ -122,7 +118,8 @@ class Coalescer:
         """
         packet = packet[:length]
         where = transport(packet)
-        self.flush()
+        if self._parts:
+            self.flush()
         self._where, self._payload, self._parts = where, where.payload, [packet]
         self._flags = packet[where.offset + FLAGS] if where.protocol == TCP else 0
         size = self._size = length - where.payload
@@ -135,7 +132,8 @@ class Coalescer:
 
     def put(self, packet: bytes, length: int) -> None:
         """Add a packet that is complete."""
-        self.flush()
+        if self._parts:
+            self.flush()
         self._write(COMPLETE, [packet[:length]])
 
     def flush(self) -> None:
@@ -157,8 +155,9 @@ class Coalescer:
         self._parts, self._whole = [], _NOTHING
 
     def _write(self, header: bytes, parts: Collection[bytes]) -> None:
-        packets = self._packets
+        packets = self.packets
         written = b"".join((header, *parts))
-        start = packets.length
-        packets.buffer[start : start + len(written)] = written
-        packets.add(len(written))
+        start, end = packets.length, packets.length + len(written)
+        packets.buffer[start:end] = written
+        packets.spans.append((start, end))
+        packets.length = end

@@ -81,7 +81,7 @@ class IPFilter:
         """Open each datagram; inner packets go to `packets`, what else they draw is returned."""
         actions: list[Action] = []
         self.heard.clear()
-        self._coalescer.begin(packets)
+        self._coalescer.packets = packets
         for run in datagrams.runs:
             rest = (run.end - run.start) % run.size
             if run.size >= SHORTEST:

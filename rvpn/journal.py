@@ -68,21 +68,18 @@ class _Expected:
 
 class FirstPackets:
     """
-    The entries that wait for a packet through the gateway taken, the last one of each cluster.
+    The entries that wait for a packet through the gateway taken, the last one of each cluster: `expected`.
 
     `with_payload` has something done with the next payload packet to any gateway in use.
     """
 
     def __init__(self, with_payload: Callable[[Hashable, Act], None]) -> None:
         self._with_payload = with_payload
-        self._expected: dict[str, _Expected] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._expected)
+        self.expected: dict[str, _Expected] = {}
 
     def expect(self, session: Session, change: Change, since: float | None) -> None:
         """Wait for a packet, which is missed `since` then, None: since something is sent."""
-        self._expected[change.cluster] = expected = _Expected(session, change, since)
+        self.expected[change.cluster] = expected = _Expected(session, change, since)
         self._await_payload(expected)
 
     def _await_payload(self, expected: _Expected) -> None:
@@ -93,21 +90,21 @@ class FirstPackets:
             return []
 
         cluster = expected.change.cluster
-        if expected.since is None and self._expected.get(cluster) is expected:
+        if expected.since is None and self.expected.get(cluster) is expected:
             self._with_payload((FirstPackets, cluster), again)
 
     def sent(self, session: Session, now: float) -> None:
         """Hear that payload goes to the gateway of `session`."""
-        for expected in self._expected.values():
+        for expected in self.expected.values():
             if expected.session is session and expected.since is None:
                 expected.since = now
 
     def received(self, session: Session, now: float) -> list[Action]:
         """Complete the entries that wait for a packet through the gateway of `session`, and tell of it."""
         actions: list[Action] = []
-        for name, expected in list(self._expected.items()):
+        for name, expected in list(self.expected.items()):
             if expected.session is session:
-                del self._expected[name]
+                del self.expected[name]
                 if expected.since is not None:
                     expected.change.first_packet = now - expected.since
                     actions.append(told(expected.change))
@@ -115,8 +112,8 @@ class FirstPackets:
 
     def forget(self, session: Session) -> None:
         """Expect nothing more of a session that has ended."""
-        for name in [name for name, expected in self._expected.items() if expected.session is session]:
-            del self._expected[name]
+        for name in [name for name, expected in self.expected.items() if expected.session is session]:
+            del self.expected[name]
 
 
 def told(change: Change) -> Action:

@@ -79,7 +79,8 @@ class Sealer:
             except RemoteError as error:
                 self._drops[error.reason] += 1
             packets.taken += 1
-        actions += self._flush(now)
+        if self._gathered:
+            actions += self._flush(now)
         return actions
 
     def seal_waiting(self, session: Session, packets: Collection[bytes], now: float) -> list[Action]:
@@ -130,7 +131,8 @@ class Sealer:
         trailed = b"".join((plaintext, TRAILERS[next_header][length & 3]))
         actions: Sequence[Action] = ()
         if len(trailed) != self._size or self._for != (session, pair):
-            actions = self._flush(now)
+            if self._gathered:
+                actions = self._flush(now)
             self._for, self._size = (session, pair), len(trailed)
         self._gathered.append(trailed)
         self._octets += length
@@ -189,7 +191,7 @@ class Sealer:
         run = runs[-1] if runs else None
         if run is None or run.path is not path or not (room := _room(run, size, len(plaintexts))):
             run = Run(path, datagrams.length, datagrams.length, size)
-            room = max(1, _room(run, size, 1))
+            room = max(1, min(RUN_DATAGRAMS, RUN_BYTES // size))
         chosen = plaintexts if len(plaintexts) <= room else plaintexts[:room]
         before = (run.end - run.start) // run.size
         slots = self._slots.of(datagrams.view, run.start, run.size, before + len(chosen))[before:]

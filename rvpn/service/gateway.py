@@ -129,13 +129,13 @@ class GatewayService(TunnelService[Gateway]):
 
     def _probe_as_told(self) -> None:
         policy = self._configuration.policy
-        self.perform(lambda now: self._lan.probe(policy.probe, policy.probe_interval, now))
+        self.perform(self._lan.probe, policy.probe, policy.probe_interval)
 
     def linkChanged(self, name: str, up: bool) -> None:
         """Take the LAN interface for what it is (R14)."""
         if name == self._configuration.policy.lan_interface:
             usable = up and self._is_prepared(name)
-            self.perform(lambda now: self._lan.link(usable, now))
+            self.perform(self._lan.link, usable)
 
     def _leave_lan(self) -> None:
         if self._neighbours is not None:
@@ -169,7 +169,7 @@ class GatewayService(TunnelService[Gateway]):
 
     def probeAnswered(self, target: IPAddress, sequence: int) -> None:
         """See `rvpn.net.probe.ProbeReceiver`."""
-        self.perform(lambda now: self._lan.answered(target, sequence, now))
+        self.perform(self._lan.answered, target, sequence)
 
     def owns(self, address: bytes) -> bool:
         """See `rvpn.net.neighbours.NeighbourReceiver`."""
@@ -177,7 +177,7 @@ class GatewayService(TunnelService[Gateway]):
 
     def foreignAnnouncement(self, address: IPAddress) -> None:
         """See `rvpn.net.neighbours.NeighbourReceiver`."""
-        self.perform(lambda now: self.node.presence.contradicted(address, now))
+        self.perform(self.node.presence.contradicted, address)
 
     def _stood_still(self, seconds: float) -> None:
         """Doubt everything that was owned: another gateway may have been claimed meanwhile (DESIGN 8)."""
@@ -199,16 +199,16 @@ class GatewayService(TunnelService[Gateway]):
 
     def drain(self) -> Mapping[str, Any]:
         """Ask the clients to move to other gateways, and take no new ones (X4)."""
-        self.perform(lambda now: self.node.drain(True, now))
+        self.perform(self.node.drain, True)
         return {"role": self.role.value, "sessions": len(self.node.cache)}
 
     def undrain(self) -> Mapping[str, Any]:
         """Be a gateway like any other again."""
-        self.perform(lambda now: self.node.drain(False, now))
+        self.perform(self.node.drain, False)
         return {"role": self.role.value, "sessions": len(self.node.cache)}
 
     def forget_keys(self) -> Mapping[str, Any]:
         """Lose all keys at once, as a restart does (X3)."""
         start = self._next_start()
-        self.perform(lambda now: self.node.forget_keys(start, now))
+        self.perform(self.node.forget_keys, start)
         return {"role": self.role.value, "sessions": len(self.node.cache)}

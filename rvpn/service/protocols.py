@@ -13,7 +13,7 @@ the TUN device: its queue fills, and the hosts behind it slow down instead of lo
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeVarTuple
 
 from twisted.internet.protocol import AbstractDatagramProtocol
 
@@ -22,6 +22,8 @@ from rvpn.errors import DropReason
 from rvpn.interfaces import Action, DatagramBatch, Node, PacketBatch, Path, Send
 from rvpn.net.udp import UDPPorts
 from rvpn.net.udpsocket import PathError
+
+Ts = TypeVarTuple("Ts")
 
 #: What the kernel says where it knows no way to a peer (R3).
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
@@ -34,8 +36,8 @@ class Shell(Protocol):
     def node(self) -> Node:
         """The calculation."""
 
-    def perform(self, calculation: Callable[[float], Iterable[Action]]) -> None:
-        """Run a calculation of the node now, and carry out what it asks for."""
+    def perform(self, calculation: Callable[[*Ts, float], Iterable[Action]], *arguments: *Ts) -> None:
+        """Run a calculation of the node with `arguments` now, and carry out what it asks for."""
 
     def deliver(self, packets: PacketBatch) -> None:
         """Give inner packets to the kernel."""
@@ -55,7 +57,7 @@ class KeyExchangeProtocol(AbstractDatagramProtocol):
 
     def fragmentReceived(self, datagram: bytes, path: Path) -> None:
         """Take one datagram that begins with the marker."""
-        self._shell.perform(lambda now: self._shell.node.key_exchange(datagram, path, now))
+        self._shell.perform(self._shell.node.key_exchange, datagram, path)
 
 
 class TunnelProtocol(AbstractDatagramProtocol):
@@ -73,7 +75,7 @@ class TunnelProtocol(AbstractDatagramProtocol):
 
     def batchReceived(self, batch: DatagramBatch) -> None:
         """Take the datagrams of a wake-up."""
-        self._shell.perform(lambda now: self._open(batch, now))
+        self._shell.perform(self._open, batch)
         for datagram, path in batch.set_aside:
             self._key_exchange.fragmentReceived(datagram, path)
 
@@ -89,9 +91,9 @@ class TunnelProtocol(AbstractDatagramProtocol):
         """Take what the network says of a datagram of ours."""
         node, mtu = self._shell.node, error.mtu
         if mtu is None:
-            self._shell.perform(lambda now: node.refused(error.remote, error.quote, now))
+            self._shell.perform(node.refused, error.remote, error.quote)
         else:
-            self._shell.perform(lambda now: node.path_mtu(error.remote, mtu, now))
+            self._shell.perform(node.path_mtu, error.remote, mtu)
 
     def seal(self, packets: PacketBatch, now: float) -> Iterable[Action]:
         """Send inner packets through the tunnel, and return what else the node makes of them."""
@@ -107,7 +109,8 @@ class TunnelProtocol(AbstractDatagramProtocol):
         return actions
 
     def _transmit(self) -> None:
-        self._shell.node.drop(DropReason.SEND_FAILED, self.transport.send(self._sealed))
+        if refused := self.transport.send(self._sealed):
+            self._shell.node.drop(DropReason.SEND_FAILED, refused)
 
     def sendingResumed(self) -> None:
         """Go on with what is sealed, then with what is not, then with the TUN device."""
@@ -116,7 +119,7 @@ class TunnelProtocol(AbstractDatagramProtocol):
             return
         self._held = None
         try:
-            self._shell.perform(lambda now: self.seal(held, now))
+            self._shell.perform(self.seal, held)
         finally:  # whatever raises, the TUN device must be read again
             if self._held is None:
                 self._shell.release()

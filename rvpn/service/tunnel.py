@@ -12,14 +12,13 @@ before twistd leaves the terminal; `stopService` says good-bye to the peers and 
 import atexit
 import gc
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 from time import time
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, TypeVarTuple
 
 from twisted.application.service import Service
 from twisted.internet.defer import inlineCallbacks
@@ -52,6 +51,7 @@ from rvpn.service.transforms import fastest_first
 from rvpn.state import StateDirectory
 
 NodeT = TypeVar("NodeT", Client, Gateway)
+Ts = TypeVarTuple("Ts")
 
 #: Seconds that a stopping service waits for its peers to acknowledge.
 FAREWELL = 0.5
@@ -226,7 +226,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     def packetsReceived(self, packets: PacketBatch) -> None:
         """Take inner packets from the TUN device (`rvpn.net.tun.PacketReceiver`)."""
-        self.perform(lambda now: self._protocol.seal(packets, now))
+        self.perform(self._protocol.seal, packets)
 
     def hold(self) -> None:
         """See `rvpn.service.protocols.Shell`."""
@@ -257,16 +257,16 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         with suppress(ReactorNotRunning):
             self._reactor.stop()
 
-    def perform(self, calculation: Callable[[float], Iterable[Action]]) -> None:
+    def perform(self, calculation: Callable[[*Ts, float], Iterable[Action]], *arguments: *Ts) -> None:
         """
         Run a calculation of the node at the present time, and carry out what it asks for.
 
         The alarm is set to the node's next deadline, even where something raises.
         """
         try:
-            pending = deque(calculation(self.now()))
-            while pending:
-                pending.extend(self._carry_out(pending.popleft()))
+            pending = list(calculation(*arguments, self.now()))
+            for action in pending:  # which grows meanwhile
+                pending += self._carry_out(action)
         finally:
             self._alarm.set(self.node.deadline())
 
@@ -282,7 +282,8 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     def deliver(self, packets: PacketBatch) -> None:
         """Give inner packets to the kernel."""
-        self.node.drop(DropReason.DELIVERY_FAILED, self._tun.write(packets))
+        if refused := self._tun.write(packets):
+            self.node.drop(DropReason.DELIVERY_FAILED, refused)
 
     def _tell(self, event: Event) -> None:
         (self._log.warn if event.warning else self._log.info)(event.message, **event.fields)
@@ -349,7 +350,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             files=named(changed, self._file.parent),
             lists=lists,
         )
-        self.perform(lambda now: self.node.certify(credentials, now))
+        self.perform(self.node.certify, credentials)
         return True
 
     def reload(self) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ kinds = st.sampled_from([(4, TCP), (4, UDP), (6, TCP), (6, UDP)])
 def together(packets: Iterable[bytes], protocols: frozenset[int] = BOTH) -> list[bytes]:
     """Return what becomes of packets with partial checksums, each behind its virtio_net_hdr."""
     batch, coalescer = PacketBatch(1 << 18), Coalescer(protocols)
-    coalescer.begin(batch)
+    coalescer.packets = batch
     for each in packets:
         if not coalescer.take(each + BEHIND, len(each)):
             coalescer.start(each + BEHIND, len(each))
@@ -206,7 +206,7 @@ class CompleteTests(SynchronousTestCase):
         """They are written as they are, in their place, and continue nothing, nor does anything them."""
         wrong = packet(4, TCP, bytes(100), seq=200, flags="A", ack=5, id=2)[:-1] + b"x"
         batch, coalescer = PacketBatch(4096), Coalescer(BOTH)
-        coalescer.begin(batch)
+        coalescer.packets = batch
         for data in (tcp(0), tcp(100)):
             if not coalescer.take(data, len(data)):
                 coalescer.start(data, len(data))
@@ -242,7 +242,7 @@ class CompleteTests(SynchronousTestCase):
             vnet(data := partial(packet(*kind, bytes(500))), 100), memoryview(data)
         ).segments()
         batch, coalescer = PacketBatch(sum(map(len, segments)) + VNET_HEADER * len(segments)), Coalescer(BOTH)
-        coalescer.begin(batch)
+        coalescer.packets = batch
         for number, segment in enumerate(segments):
             mutant = bytearray(segment)
             cut = 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any, TypeVarTuple, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -50,6 +50,9 @@ class FakeTransport:
         return 0
 
 
+Ts = TypeVarTuple("Ts")
+
+
 class FakeShell:
     """Knows whether the TUN device is read."""
 
@@ -57,9 +60,9 @@ class FakeShell:
         self.node = FakeNode()
         self.reading = True
 
-    def perform(self, calculation: Callable[[float], Iterable[Action]]) -> None:
+    def perform(self, calculation: Callable[[*Ts, float], Iterable[Action]], *arguments: *Ts) -> None:
         """Calculate."""
-        calculation(0.0)
+        calculation(*arguments, 0.0)
 
     def hold(self) -> None:
         """Stop reading."""
