@@ -67,7 +67,7 @@ class TunnelEnd(ABC):
         self.time_of_day = clock
         self.terms = Terms()
         self._validity = Validity(self, self.agenda)
-        self._path_mtu = PathMTU(link_mtu, self.cache, self.agenda)
+        self.paths = PathMTU(link_mtu, self.cache, self.agenda)
 
     # --- what the roles decide -------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class TunnelEnd(ABC):
 
     def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
-        return self._path_mtu.learn(remote, mtu, now)
+        return self.paths.learn(remote, mtu, now)
 
     def deadline(self) -> float | None:
         """See `rvpn.interfaces.Node`."""
@@ -189,7 +189,7 @@ class TunnelEnd(ABC):
         if reason := self._validity.objection(session, pair.authentication):
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, reason)
         self.cache.add_pair(session, pair)
-        self._path_mtu.begin(session)
+        self.paths.begin(session)
         self._close_at(pair, _hard_limit(pair) if pair.initiator else now + CONFIRMATION_TIME)
 
     def confirmed(self, pair: SAPair, now: float) -> list[Action]:

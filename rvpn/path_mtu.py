@@ -3,6 +3,7 @@ What the paths to the peers carry (DESIGN 3): how long the inner packets of a se
 
     keys -> `begin`: as much as the outside link does
     ICMP, a datagram that was too long -> `learn`: less, for PATH_MTU_LIFETIME
+    the link has another MTU, which a reload finds -> `link_changed`: as much as it does now
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,17 @@ class PathMTU:
         self._agenda.at(now + PATH_MTU_LIFETIME, lambda _: self._forget(session, learnt))
         fields: Fields = {"remote": str(remote), "mtu": mtu, "inner": learnt}
         return [Event("the path to {remote} carries {mtu} bytes: inner packets of {inner}", fields)]
+
+    def link_changed(self, link_mtu: int) -> None:
+        """
+        Hear the MTU of the outside link. If it is another one, what was learnt of paths is to be learnt anew.
+        """
+        if link_mtu == self._link_mtu:
+            return
+        self._link_mtu = link_mtu
+        for session in {pair.session for pair in self._cache.by_spi.values()}:
+            if session is not None:
+                session.forget_path_mtu(link_mtu)
 
     def _forget(self, session: Session, learnt: int) -> Sequence[Action]:
         if session.inner_mtu == learnt:

@@ -67,6 +67,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
     role: ClassVar[Role]
     node: NodeT
     mtu: int
+    _link_mtu: int
     failed = False
     _log = Logger()
 
@@ -103,7 +104,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         """
         Give the TUN device its addresses and the host its routes; on a reload, what changed of them.
 
-        Returns the MTU of the TUN device (DESIGN 3).
+        Returns the MTU of the TUN device (DESIGN 3), and notes that of the outside link.
         """
 
     # --- start and stop -----------------------------------------------------------------------------------
@@ -376,6 +377,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._go_back(before.policy, error)
             raise
         self._configuration = after
+        self.node.paths.link_changed(self._link_mtu)
         self.perform(lambda now: self.node.reload(self._resolved(after.policy), now, after.credentials))
 
     def _go_back(self, policy: Policy, cause: LocalError) -> None:

@@ -196,9 +196,9 @@ class NodesTestCase(NamespaceTestCase):
         for node in self.gateway, self.client:
             node.wait_ready()
 
-    def ping(self, address: str = TARGET, count: int = 3, wait: float = 2.0) -> int:
-        """Ping from the client; return how many answers came."""
-        answered: int = Pinger(ip_address(address), count, 0.01, 56).run(wait)["received"]
+    def ping(self, address: str = TARGET, count: int = 3, wait: float = 2.0, size: int = 56) -> int:
+        """Ping from the client, with so many bytes; return how many answers came."""
+        answered: int = Pinger(ip_address(address), count, 0.01, size).run(wait)["received"]
         return answered
 
     def assertSameHost(self, node: Node, before: Snapshot) -> None:

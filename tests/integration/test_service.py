@@ -180,6 +180,22 @@ class ReloadTests(NodesTestCase):
         self.assertEqual(self.reload(self.gateway, clients={})[0], 0)
         wait_until(lambda: not self.client.status()["sessions"], "the session ends")
 
+    def test_link_mtu(self) -> None:
+        """A session carries longer packets once its links do and both ends have read their policies again."""
+        self.start_both()
+        self.assertEqual(self.ping(), 3)
+        for namespace, *links in (self.here, "outside"), (self.beyond, "outside", "lan"), (self.lan, "lan"):
+            with namespace.kernel() as kernel:
+                for link in links:
+                    kernel.link("set", ifname=link, mtu=9000)
+        for node in self.client, self.gateway:
+            self.assertEqual(node.command("reload")[0], 0)
+            self.assertGreater(node.status()["mtu"], 8900)
+        self.assertEqual(self.ping(size=8000), 3)
+        for node in self.client, self.gateway:
+            self.assertNotIn("too-big", node.status()["drops"])
+        self.assertEqual(self.client.status()["exchanges"]["established"], 1)
+
     def test_refused(self) -> None:
         """A policy with errors, or with changes that take a restart, changes nothing and is told in full."""
         self.start_both()

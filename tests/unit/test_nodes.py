@@ -190,6 +190,37 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(session.inner_mtu, at_first)
         self.assertGreater(at_first, learnt + 100)
 
+    def test_link_mtu(self) -> None:
+        """The sessions of either node follow the MTU of its outside link."""
+        network = Network()
+        network.send(network.client, OUT)
+        network.run(1)
+        gateway = network.gateways[0].endpoint
+        for host in network.hosts:
+            (session,) = host.node.cache
+            at_first = session.inner_mtu
+            host.node.path_mtu(gateway, 1300, network.now)
+            host.node.paths.link_changed(1400)
+            self.assertEqual(session.inner_mtu, at_first - 100)
+            host.node.paths.link_changed(1500)
+            self.assertEqual(session.inner_mtu, at_first)
+            host.node.paths.link_changed(9000)
+            self.assertGreater(session.inner_mtu, 8900)
+        network.act(network.client, network.client.node.authenticate(gateway.address, network.now))
+        network.run(1)
+        self.assertGreater(session.inner_mtu, 8900, "new keys change nothing")
+
+    def test_same_link_mtu(self) -> None:
+        """A reload that finds the link as it was leaves alone what was learnt of a path."""
+        network = Network()
+        network.send(network.client, OUT)
+        network.run(1)
+        (session,) = network.client.node.cache
+        network.client.node.path_mtu(network.gateways[0].endpoint, 1300, network.now)
+        learnt = session.inner_mtu
+        network.client.node.paths.link_changed(1500)
+        self.assertEqual(session.inner_mtu, learnt)
+
     def test_close(self) -> None:
         """A node that stops tells its peer, which acknowledges and forgets the session (DESIGN 6)."""
         for leaves, stays in ((0, 1), (1, 0)):
