@@ -7,7 +7,8 @@ What a client and a gateway have in common: the life of a session, from its keys
     a close arrives (the peer leaves) -> ack -> gone
 
 `TunnelEnd` is a calculation: the shell brings packets, datagrams and time, and carries out the actions that
-come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.client` and `rvpn.gateway`.
+come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.client` and `rvpn.gateway`; how
+the ends speak with each other beside ESP in `rvpn.control`, how long a peer may stay in `rvpn.validity`.
 """
 
 from abc import ABC, abstractmethod

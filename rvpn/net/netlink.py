@@ -1,9 +1,9 @@
 """
 Links, addresses, routes and rules of the kernel, by rtnetlink (rvpn.net.rtnetlink).
 
-Calls are synchronous, a third of a millisecond each: fit for the start, for a reload and for a new path,
-not for each packet. To add what is there, or to remove what is gone, is no error, so that every change can
-be made and taken back again.
+Calls are synchronous, 20 us for a change of a route and more for a list: fit for the start, for a reload and
+for a new path, not for each packet. To add what is there, or to remove what is gone, is no error, so that
+every change can be made and taken back again.
 """
 
 import errno
