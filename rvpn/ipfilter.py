@@ -69,6 +69,8 @@ class IPFilter:
         self._by_spi = cache.by_spi
         self._gatekeeper = gatekeeper
         self._coalescer = Coalescer(())
+        #: What the packet that grows came under: it may have begun in the run before.
+        self._growing: SAPair | None = None
         self._slots = Slots()
         self.drops: Counter[DropReason] = Counter()
         self.heard: list[Session] = []
@@ -91,6 +93,7 @@ class IPFilter:
                 for offset in range(start, run.end, run.size):
                     self._take_other(offset, run, datagrams, actions, now)
         self._coalescer.flush()
+        self._growing = None
         return actions
 
     def _cut(self, run: Run, view: memoryview) -> list[Slot]:
@@ -113,8 +116,10 @@ class IPFilter:
             if spi != current:
                 self._count(session, opened, octets)
                 opened = octets = 0
-                coalescer.flush()
                 current, session, pair = spi, None, self._by_spi.get(spi)
+                if pair is not self._growing:
+                    coalescer.flush()
+                    self._growing = pair
             if pair is None:
                 self._take_other(offset, run, datagrams, actions, now)
                 current = -1  # it may have changed what the SPI means

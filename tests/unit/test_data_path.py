@@ -250,6 +250,11 @@ class InboundTests(DataPathTestCase):
         """Return how many bytes of payload each written packet has."""
         return [len(each) - VNET_HEADER - 40 for each in written]
 
+    def test_two_runs(self) -> None:
+        """A super-packet that took two runs is written as one if both come in one batch."""
+        run = self.sealed()
+        self.assertEqual(self.lengths(self.open(self.gateway, run[:7], run[7:])), [1000])
+
     def test_bad_tag(self) -> None:
         """A forgery in the middle of a run costs that packet alone, and leaves nothing of itself."""
         run = self.sealed()
