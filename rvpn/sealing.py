@@ -13,6 +13,7 @@ Batches belong to the caller. A packet that goes no further is counted under its
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from struct import Struct
 from typing import Protocol
 
 from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader
@@ -22,6 +23,10 @@ from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Run, Send
 from rvpn.offload import NEEDS_CSUM, Segmentation, VnetHeader, completed, is_partial, read_header, room_for
 from rvpn.packet import addresses, inspect
 from rvpn.sessions import SAPair, Session
+
+#: What tells how a packet is to be treated: its virtio_net_hdr, and its IP header without IPv4's
+#: identification and checksum.
+_IPV4, _IPV6 = Struct("14s2x4s2x8s"), Struct("50s")
 
 
 class Router(Protocol):
@@ -60,6 +65,9 @@ class Sealer:
         self._gathered: list[bytes] = []
         self._for: tuple[Session, SAPair] | None = None
         self._size = self._octets = 0
+        #: The packet gathered last, if one that resembles it can follow without a thought, and its trailer.
+        self._before: memoryview | None = None
+        self._trailer = b""
 
     def seal(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> list[Action]:
         """See `rvpn.interfaces.Node.outbound`."""
@@ -75,7 +83,8 @@ class Sealer:
                     if packets.taken > begun:
                         break
                     raise RemoteError(DropReason.MALFORMED_PACKET, f"{-room} bytes of segments too many")
-                actions += self._take(packet, now)
+                if self._before is None or not self._resembles(packet, self._before):
+                    actions += self._take(packet, now)
             except RemoteError as error:
                 self._drops[error.reason] += 1
             packets.taken += 1
@@ -100,6 +109,19 @@ class Sealer:
             actions += [Send(bytes(datagram), path) for path, datagram in datagrams.datagrams()]
         return actions
 
+    def _resembles(self, packet: memoryview, before: memoryview) -> bool:
+        """
+        Gather a packet for which all that was looked at is as in the one `before`, virtio_net_hdr first.
+
+        Datagrams of one length that follow one another between two hosts take half the time so.
+        """
+        outline = (_IPV6 if before[VNET_HEADER] >> 4 == 6 else _IPV4).unpack_from
+        if len(packet) != len(before) or outline(packet) != outline(before):
+            return False
+        self._gathered.append(b"".join((packet[VNET_HEADER:], self._trailer)))
+        self._octets += len(packet) - VNET_HEADER
+        return True
+
     def _take(self, packet: memoryview, now: float) -> Sequence[Action]:
         next_header, source, destination = addresses(packet[VNET_HEADER:])
         session = self._router.route(source, destination)
@@ -107,6 +129,7 @@ class Sealer:
             return self._router.without_session(packet, source, destination, now)
         actions = self._add(session, packet, next_header, now)
         if session.awaits_payload:
+            self._before = None  # the next packet may go elsewhere
             return [*actions, *self._router.payload_sent(session, now)]
         return actions
 
@@ -128,7 +151,8 @@ class Sealer:
                 next_header = NextHeader.PARTIAL
             else:
                 plaintext = completed(inner, start, offset)
-        trailed = b"".join((plaintext, TRAILERS[next_header][length & 3]))
+        trailer = TRAILERS[next_header][length & 3]
+        trailed = b"".join((plaintext, trailer))
         actions: Sequence[Action] = ()
         if len(trailed) != self._size or self._for != (session, pair):
             if self._gathered:
@@ -136,6 +160,7 @@ class Sealer:
             self._for, self._size = (session, pair), len(trailed)
         self._gathered.append(trailed)
         self._octets += length
+        self._before, self._trailer = packet if plaintext is inner else None, trailer
         return actions
 
     def _add_segments(
@@ -170,7 +195,7 @@ class Sealer:
         if not plaintexts or chosen is None:
             return ()
         octets, (session, pair) = self._octets, chosen
-        self._gathered, self._for, self._size, self._octets = [], None, 0, 0
+        self._gathered, self._for, self._size, self._octets, self._before = [], None, 0, 0, None
         if session.sending is not pair:
             self._drops[DropReason.NO_SESSION] += len(plaintexts)
             return ()

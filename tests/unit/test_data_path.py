@@ -118,6 +118,35 @@ class OutboundTests(DataPathTestCase):
         runs, sealed, _ = self.seal(self.client, *[same] * 70)
         self.assertEqual([run.count for run in runs], [RUN_DATAGRAMS, 70 - RUN_DATAGRAMS])
 
+    def test_alike(self) -> None:
+        """Each packet of a batch is treated as it would be alone, much as it resembles the one before."""
+        same, half = packet(UDP, 100), partial(packet(UDP, 100))
+        ends = (
+            {"src": str(source), "dst": str(target)}
+            for source, target in (("10.99.0.9", TARGET), (INNER, "192.0.2.7"))
+        )
+        kinds = [
+            COMPLETE + same,
+            vnet(half).encode() + half,
+            VnetHeader(1, 0, 0, 0, 28, 2).encode() + same,
+            *(COMPLETE + packet(UDP, 100, way) for way in ends),
+            COMPLETE + packet(UDP, 99),
+            COMPLETE + same[:19],
+            COMPLETE + packet(TCP, 88),
+            COMPLETE + packet(UDP, 100, tos=4),
+        ]
+        batch = [each for first in kinds for second in kinds for each in (first, first, second)]
+        alone = [plain for each in batch for plain in self.plain(self.seal(self.client, each)[1])]
+        dropped = self.drops(self.client)
+        self.assertEqual(self.plain(self.seal(self.client, *batch)[1]), alone)
+        self.assertEqual(self.drops(self.client), {reason: 2 * count for reason, count in dropped.items()})
+        self.assertEqual(len(dropped), 3)
+
+    def plain(self, sealed: list[bytes]) -> list[bytes]:
+        """Return what the client sealed, with trailers."""
+        inbound = self.session(self.gateway).sending.inbound
+        return [inbound._decrypt(inbound._salt + each[8:16], each[16:], each[:8]) for each in sealed]
+
     def test_more_than_fits(self) -> None:
         """What has no room in the batch is left for the next call, and nothing is lost or out of order."""
         whole = super_packet(TCP, 64000, 1000)
@@ -180,14 +209,11 @@ class OutboundTests(DataPathTestCase):
     def test_partial_is_marked(self) -> None:
         """Partial checksums, and only they, travel under their own next header."""
         half = partial(packet(UDP, 9))
-        inbound = self.session(self.gateway).sending.inbound
         for data, header in (
             (vnet(half).encode() + half, NextHeader.PARTIAL),
             (COMPLETE + packet(UDP, 9), 4),
         ):
-            _, (datagram,), _ = self.seal(self.client, data)
-            view = memoryview(datagram)
-            plaintext = inbound._decrypt(inbound._salt + datagram[8:16], view[16:], view[:8])
+            (plaintext,) = self.plain(self.seal(self.client, data)[1])
             self.assertEqual(plaintext[-1], header)
 
     def test_foreign_checksum(self) -> None:
