@@ -13,15 +13,16 @@ from rvpn.constants import (
     VNET_HEADER,
     NextHeader,
 )
-from rvpn.errors import DropReason
+from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import SHORTEST, sealed_size
 from rvpn.interfaces import Action, DatagramBatch, Deliver, Endpoint, PacketBatch, Path, Run, Send
 from rvpn.node import TunnelEnd
 from rvpn.offload import COMPLETE, TCP, UDP, VnetHeader
 from rvpn.packet import addresses, inspect
 from rvpn.session_control import CONTROL_SIZE
+from rvpn.sessions import Session
 from tests.unit import inner_packets
-from tests.unit.inner_packets import partial, recomputed, vnet
+from tests.unit.inner_packets import DESTINATION, SOURCE, partial, recomputed, vnet
 from tests.unit.simulation import INNER, TARGET, Host, Network, batch_of, delivered_in
 
 THERE, BACK = {"src": str(INNER), "dst": str(TARGET)}, {"src": str(TARGET), "dst": str(INNER)}
@@ -135,12 +136,37 @@ class OutboundTests(DataPathTestCase):
             COMPLETE + packet(TCP, 88),
             COMPLETE + packet(UDP, 100, tos=4),
         ]
+        self.assert_as_alone(kinds, refused=3)
+
+    def test_alike_ipv6(self) -> None:
+        """So is each packet of IPv6."""
+
+        def route(source: bytes, destination: bytes) -> Session:
+            if ip_address(source) != ip_address(SOURCE[6]) or ip_address(destination) != ip_address(
+                DESTINATION[6]
+            ):
+                raise RemoteError(DropReason.NO_TUNNEL)
+            session: Session = self.session(self.client)
+            return session
+
+        self.patch(self.client.node, "route", route)
+        same = inner_packets.packet(6, UDP, bytes(100))
+        elsewhere = bytearray(same), bytearray(same)
+        elsewhere[0][23] ^= 1  # the source
+        elsewhere[1][39] ^= 1  # the destination
+        longer = inner_packets.packet(6, UDP, bytes(104))
+        half = partial(same)
+        kinds = [COMPLETE + each for each in (same, *map(bytes, elsewhere), longer, longer[:108], same[:19])]
+        self.assert_as_alone([*kinds, vnet(half).encode() + half], refused=2)
+
+    def assert_as_alone(self, kinds: list[bytes], refused: int) -> None:
+        """Hold that a batch of all kinds gives what each gives alone, and `refused` reasons to drop some."""
         batch = [each for first in kinds for second in kinds for each in (first, first, second)]
         alone = [plain for each in batch for plain in self.plain(self.seal(self.client, each)[1])]
         dropped = self.drops(self.client)
         self.assertEqual(self.plain(self.seal(self.client, *batch)[1]), alone)
         self.assertEqual(self.drops(self.client), {reason: 2 * count for reason, count in dropped.items()})
-        self.assertEqual(len(dropped), 3)
+        self.assertEqual(len(dropped), refused)
 
     def plain(self, sealed: list[bytes]) -> list[bytes]:
         """Return what the client sealed, with trailers."""
