@@ -69,6 +69,9 @@ class TunnelEnd(ABC):
         self.terms = Terms()
         self._validity = Validity(self, self.agenda)
         self.paths = PathMTU(link_mtu, self.cache, self.agenda)
+        # These are of `rvpn.interfaces.Node` as they are, and each call between takes time with each packet.
+        self.outbound = self.sealer.seal
+        self.deadline, self.advance = self.agenda.deadline, self.agenda.advance
 
     # --- what the roles decide -------------------------------------------------------------------------
 
@@ -124,10 +127,6 @@ class TunnelEnd(ABC):
         self.terms.partial_checksums = checksums
         self.filter.coalesce(frozenset(protocol for protocol, cuts in ((TCP, tcp), (UDP, udp)) if cuts))
 
-    def outbound(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`."""
-        return self.sealer.seal(packets, datagrams, now)
-
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         return self.filter.open(datagrams, packets, now)
@@ -139,14 +138,6 @@ class TunnelEnd(ABC):
     def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
         """See `rvpn.interfaces.Node`."""
         return self.paths.learn(remote, mtu, now)
-
-    def deadline(self) -> float | None:
-        """See `rvpn.interfaces.Node`."""
-        return self.agenda.deadline()
-
-    def advance(self, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`."""
-        return self.agenda.advance(now)
 
     def drop(self, reason: DropReason, count: int = 1) -> None:
         """See `rvpn.interfaces.Node`."""

@@ -68,7 +68,7 @@ class PacketReactor(EPollReactor):
                 selectable.single = quiet and waited > PAUSE
                 selectable.doRead()
                 if selectable.bulk:
-                    self._bulk_at = began
+                    self._bulk_at = began + waited
             elif selectable is not None:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
 
