@@ -40,7 +40,9 @@ from rvpn.offload import (
 
 #: Bytes of the longest super-packet, and datagrams in one of UDP (UDP_MAX_SEGMENTS of older kernels).
 LONGEST, MOST_DATAGRAMS = 0xFFFF, 64
-_LAST, _ALONE = PSH | FIN, SYN | RST | URG | CWR
+#: Flags of a segment that is never one of several.
+ALONE = SYN | RST | URG | CWR
+_LAST = PSH | FIN
 _GSO_TYPE = {(4, TCP): GSO_TCPV4, (6, TCP): GSO_TCPV6, (4, UDP): GSO_UDP, (6, UDP): GSO_UDP}
 _DONT_FRAGMENT = 0x40  # in the seventh byte
 #: Shorter than any packet: nothing continues what was written.
@@ -123,7 +125,7 @@ class Coalescer:
         self._where, self._payload, self._parts = where, where.payload, [packet]
         self._flags = packet[where.offset + FLAGS] if where.protocol == TCP else 0
         size = self._size = length - where.payload
-        if size and where.protocol in self._protocols and not self._flags & (_LAST | _ALONE):
+        if size and where.protocol in self._protocols and not self._flags & (_LAST | ALONE):
             self._whole, self._expected = length, _UNKNOWN
             longest = (LONGEST - where.payload) // size
             self._most = min(MOST_DATAGRAMS, longest) if where.protocol == UDP else longest

@@ -24,6 +24,8 @@ UDP_HEADER = 8
 IP_HEADER = {4: 20, 6: 40}
 #: Bytes of a virtio_net_hdr without the number of buffers (linux/virtio_net.h), before each inner packet.
 VNET_HEADER = 10
+#: Bytes that a segment of a train has beside its headers and payload (rvpn.trains).
+TRAIN_FIELDS = 4
 
 
 @unique
@@ -32,13 +34,15 @@ class NextHeader(IntEnum):
     What an ESP packet carries (RFC 4303 section 2.6).
 
     PARTIAL is IPv4 or IPv6 with a TCP or UDP checksum that the receiver completes; the number is one for
-    experiments (RFC 3692), and only those who agreed on it in the key exchange send it.
+    experiments (RFC 3692), and only those who agreed on it in the key exchange send it. So is that of TRAIN,
+    a segment of a super-packet (rvpn.trains).
     """
 
     IPV4 = 4
     IPV6 = 41
     DUMMY = 59
     PARTIAL = 253
+    TRAIN = 254
 
 
 @unique

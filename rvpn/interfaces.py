@@ -257,7 +257,8 @@ class Parameters:
     From a gateway: `status` is how fit it is (X4, rvpn.session_control.Status), `shortest_defer` its lower
     limit in seconds for the time between heartbeats (X7), `lost_key_token` what proves that it has lost the
     keys (X3). `literal_heartbeats` is HeartbeatAuthentication = none, which both must have (DESIGN 6).
-    `partial_checksums` says that this end completes TCP and UDP checksums that are partial.
+    `partial_checksums` says that this end completes TCP and UDP checksums that are partial, `trains` that it
+    takes TCP super-packets in trains (rvpn.trains).
     """
 
     spi: int
@@ -270,6 +271,7 @@ class Parameters:
     lost_key_token: bytes = field(default=b"", repr=False)
     literal_heartbeats: bool = False
     partial_checksums: bool = False
+    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ The IP filter: which datagrams become inner packets for this host (the patent's 
 For each run of a batch:
     1. the first four bytes of a datagram select the pair of SAs, or session control, or the key exchange;
     2. replay check, open, replay commit (rvpn.esp.sa); the first packet that opens confirms the pair;
-    3. what continues the packet before it is added to that (rvpn.coalesce); of any other the inner source
-       must be the peer's, the destination what this node serves (`Gatekeeper.admits`);
+    3. what continues the packet before it is added to that (rvpn.coalesce, rvpn.joining); of any other the
+       inner source must be the peer's, the destination what this node serves (`Gatekeeper.admits`);
     4. the inner packets are in the packet batch for the TUN device.
 The way out is `rvpn.sealing`.
 
@@ -14,6 +14,8 @@ further is counted under its `DropReason`.
 """
 
 from collections import Counter
+from itertools import islice
+from operator import length_hint
 from struct import Struct
 from typing import Protocol
 
@@ -25,14 +27,15 @@ from rvpn.constants import (
     NextHeader,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import SHORTEST, Slot, Slots, slot
+from rvpn.esp.codec import ICV_SIZE, SHORTEST, Slot, Slots, slot
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
+from rvpn.joining import Joiner
 from rvpn.packet import addresses
 from rvpn.sessions import SAPair, Session, SessionCache
 
 _KEEPALIVE_SPI = NAT_KEEPALIVE[0]
 # Looking up the member of an enum costs more than the rest of a comparison.
-_DUMMY, _PARTIAL = int(NextHeader.DUMMY), int(NextHeader.PARTIAL)
+_DUMMY, _PARTIAL, _TRAIN = int(NextHeader.DUMMY), int(NextHeader.PARTIAL), int(NextHeader.TRAIN)
 #: SPI, sequence number, IV.
 _FIELDS = Struct("!II8s")
 
@@ -71,7 +74,9 @@ class IPFilter:
         self._coalescer = Coalescer(())
         #: What the packet that grows came under: it may have begun in the run before.
         self._growing: SAPair | None = None
+        self._joiner = Joiner()
         self._slots = Slots()
+        self._spare = 0
         self.drops: Counter[DropReason] = Counter()
         self.heard: list[Session] = []
 
@@ -83,7 +88,8 @@ class IPFilter:
         """Open each datagram; inner packets go to `packets`, what else they draw is returned."""
         actions: list[Action] = []
         self.heard.clear()
-        self._coalescer.packets = packets
+        self._coalescer.packets = self._joiner.packets = packets
+        self._spare = len(packets.buffer) - datagrams.length
         for run in datagrams.runs:
             rest = (run.end - run.start) % run.size
             if run.size >= SHORTEST:
@@ -92,9 +98,14 @@ class IPFilter:
                 start = run.start if run.size < SHORTEST else run.end - rest
                 for offset in range(start, run.end, run.size):
                     self._take_other(offset, run, datagrams, actions, now)
-        self._coalescer.flush()
+        self._flush()
         self._growing = None
         return actions
+
+    def _flush(self) -> None:
+        """Let nothing continue what grows, here or there."""
+        self._coalescer.flush()
+        self._joiner.close()
 
     def _cut(self, run: Run, view: memoryview) -> list[Slot]:
         """Return the slots of a run, but not that of a last datagram too short for one."""
@@ -107,43 +118,80 @@ class IPFilter:
     def _open_run(
         self, run: Run, slots: list[Slot], datagrams: DatagramBatch, actions: list[Action], now: float
     ) -> None:
-        """Open ESP packets; what does not depend on the packet is done once for those with one SPI."""
-        buffer, path, read, coalescer = datagrams.buffer, run.path, _FIELDS.unpack_from, self._coalescer
+        """
+        Open ESP packets; what does not depend on the packet is done once for those with one SPI, or, if they
+        continue a train, once for all.
+        """
+        buffer, path, read = datagrams.buffer, run.path, _FIELDS.unpack_from
+        coalescer, joiner = self._coalescer, self._joiner
         current, session, pair = -1, None, None
         opened = octets = 0
-        for offset, additional, sealed in slots:
+        todo = iter(slots)
+        for offset, additional, sealed in todo:
             spi, sequence, iv = read(buffer, offset)
             if spi != current:
                 self._count(session, opened, octets)
                 opened = octets = 0
-                current, session, pair = spi, None, self._by_spi.get(spi)
-                if pair is not self._growing:
-                    coalescer.flush()
-                    self._growing = pair
+                current, session, pair = spi, None, self._select(spi)
             if pair is None:
                 self._take_other(offset, run, datagrams, actions, now)
                 current = -1  # it may have changed what the SPI means
                 continue
             try:
-                plaintext, length = pair.inbound.open(sequence, iv, additional, sealed)
+                row = 0
+                if sequence == joiner.expected:
+                    row, length = self._open_row(pair, buffer, slots[len(slots) - length_hint(todo) - 1 :])
+                if row:
+                    next(islice(todo, row - 1, row - 1), None)
+                    sequence += row - 1
+                else:
+                    plaintext, length = pair.inbound.open(sequence, iv, additional, sealed)
                 if session is None:
-                    actions += [] if pair.confirmed else self._gatekeeper.confirmed(pair, now)
-                    session = pair.session
-                    assert session is not None
-                    session.heard(now)
+                    session = self._hear(pair, actions, now)
                 if path is not session.seen_path:
                     actions += self._seen(session, pair, sequence, path, now)
-                next_header = plaintext[-1]
-                if next_header != _PARTIAL or not coalescer.take(plaintext, length):
-                    if next_header == _DUMMY:
-                        actions += self._answer(pair)
-                        continue
-                    self._admit(session, pair, plaintext, length)
-                opened += 1
+                if not row and (plaintext[-1] != _PARTIAL or not coalescer.take(plaintext, length)):
+                    length = self._begin(session, pair, sequence, plaintext, length, offset, actions)
+                opened += row or length > 0
                 octets += length
             except RemoteError as error:
                 self.drops[error.reason] += 1
         self._count(session, opened, octets)
+
+    def _select(self, spi: int) -> SAPair | None:
+        """Return the pair of SAs with this SPI. What another one has brought, nothing continues."""
+        pair = self._by_spi.get(spi)
+        if pair is not self._growing:
+            self._flush()
+            self._growing = pair
+        return pair
+
+    def _hear(self, pair: SAPair, actions: list[Action], now: float) -> Session:
+        """Take a packet that opened for what it proves; return its session."""
+        actions += [] if pair.confirmed else self._gatekeeper.confirmed(pair, now)
+        session = pair.session
+        assert session is not None
+        session.heard(now)
+        return session
+
+    def _open_row(self, pair: SAPair, buffer: bytearray, slots: list[Slot]) -> tuple[int, int]:
+        """
+        Open what of `slots` continues a train, straight behind its last segment; return how many packets
+        these are, and the bytes of the inner ones.
+        """
+        joiner, count, octets = self._joiner, 0, 0
+        while (row := joiner.row(len(slots) - count)).places and count < len(slots):
+            # All of a run have one length but its last.
+            fitting = slots[count : count + len(row.places)]
+            sealed = len(row.places[0][1]) + ICV_SIZE
+            while fitting and len(fitting[-1][2]) != sealed:
+                fitting.pop()
+            opened = pair.inbound.open_row(joiner.expected, buffer, fitting, row)
+            octets += joiner.grow(opened)
+            count += opened
+            if opened < len(row.places):
+                break
+        return count, octets
 
     def _count(self, session: Session | None, packets: int, octets: int) -> None:
         if session is not None and packets:
@@ -183,13 +231,44 @@ class IPFilter:
             return []
         return self._gatekeeper.strayed(session, path, now)
 
+    def _begin(
+        self,
+        session: Session,
+        pair: SAPair,
+        sequence: int,
+        plaintext: bytes,
+        length: int,
+        offset: int,
+        actions: list[Action],
+    ) -> int:
+        """
+        Take a packet, of the datagram at `offset`, that does not continue the one before it.
+
+        Returns the length of the inner packet, 0 if there is none. Raises `RemoteError`.
+        """
+        next_header = plaintext[-1]
+        if next_header == _DUMMY:
+            actions += self._answer(pair)
+            return 0
+        if next_header != _TRAIN:
+            self._admit(session, pair, plaintext, length)
+            return length
+        if not pair.trains:
+            raise RemoteError(DropReason.MALFORMED_PACKET)
+        train = self._joiner.train_of(plaintext, length)
+        self._gatekeeper.admits(session, *train.addresses)
+        self._coalescer.flush()
+        # What is still to be opened takes no more room than its datagrams do.
+        return self._joiner.start(train, sequence, plaintext, self._spare + offset)
+
     def _admit(self, session: Session, pair: SAPair, plaintext: bytes, length: int) -> None:
-        """Add a packet that does not continue the one before it. Raises `RemoteError`."""
+        """Add a packet that is whole. Raises `RemoteError`."""
         version_header, source, destination = addresses(memoryview(plaintext)[:length])
         partial = plaintext[-1] == _PARTIAL and pair.partial_checksums
         if plaintext[-1] != version_header and not partial:
             raise RemoteError(DropReason.MALFORMED_PACKET)
         self._gatekeeper.admits(session, source, destination)
+        self._joiner.close()
         (self._coalescer.start if partial else self._coalescer.put)(plaintext, length)
 
     def _answer(self, pair: SAPair) -> list[Action]:

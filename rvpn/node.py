@@ -125,6 +125,7 @@ class TunnelEnd(ABC):
         Holds for the sessions to come, and is to be called before there are any.
         """
         self.terms.partial_checksums = checksums
+        self.terms.trains = checksums and tcp
         self.filter.coalesce(frozenset(protocol for protocol, cuts in ((TCP, tcp), (UDP, udp)) if cuts))
 
     def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:

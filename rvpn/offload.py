@@ -151,7 +151,8 @@ class Segmentation:
     How a super-packet is cut: into `count` segments of at most `longest` bytes, of `octets` together, headers
     included.
 
-    `partial` tells whether their checksums are, unless completed: UDP over IPv4 may have none at all.
+    `where` are its headers, `size` the bytes of payload in each segment but the last. `partial` tells whether
+    their checksums are, unless completed: UDP over IPv4 may have none at all.
     Raises `RemoteError` MALFORMED_PACKET if `header` does not fit to `packet`.
     """
 
@@ -171,10 +172,10 @@ class Segmentation:
         if not sound:
             raise RemoteError(DropReason.MALFORMED_PACKET, "a super-packet without partial checksum")
         self._packet = packet
-        self._where = where
-        self._size = min(header.gso_size, payload)
-        self.count = -(-payload // self._size)
-        self.longest = where.payload + self._size
+        self.where = where
+        self.size = min(header.gso_size, payload)
+        self.count = -(-payload // self.size)
+        self.longest = where.payload + self.size
         self.octets = payload + self.count * where.payload
 
     def segments(self, trailers: Sequence[bytes] = (b"",) * 4, *, complete: bool = False) -> list[bytes]:
@@ -183,7 +184,7 @@ class Segmentation:
 
         All are of equal length but the last. With `complete` their checksums are.
         """
-        where, packet, size, join = self._where, self._packet, self._size, b"".join
+        where, packet, size, join = self.where, self._packet, self.size, b"".join
         starts = range(where.payload, len(packet), size)
         pieces = zip(self._headers(), starts, strict=True)
         if complete and self.partial:
@@ -200,13 +201,13 @@ class Segmentation:
         return segments
 
     def _headers(self) -> list[bytes]:
-        where, packet, count = self._where, self._packet, self.count
+        where, packet, count = self.where, self._packet, self.count
         whole = bytes(packet[: where.payload])
         flags = whole[where.offset + FLAGS] if where.protocol == TCP else 0
         middle = resized(whole, where, self.longest, flags & ~(FIN | PSH | CWR))
-        header_at = successors(middle, where, self._size)
+        header_at = successors(middle, where, self.size)
         headers = [header_at(k) for k in range(count)]
-        last = len(packet) - (count - 1) * self._size
+        last = len(packet) - (count - 1) * self.size
         headers[-1] = resized(headers[-1], where, last, flags if count == 1 else flags & ~CWR)
         if flags & CWR and count > 1:
             headers[0] = resized(middle, where, self.longest, flags & ~(FIN | PSH))

@@ -4,7 +4,7 @@ The way out: inner packets from the TUN device become runs of ESP in a datagram 
     1. the packet's addresses -> the session for it (`Router.route`); none -> it waits, or is answered
     2. too long for the session's path -> answered with ICMP, or left to the kernel to fragment
     3. what the host's kernel left undone is done (rvpn.offload): a super-packet is cut, a checksum completed,
-       unless the peer takes partial ones
+       unless the peer takes partial ones; if it takes trains, a super-packet of TCP becomes one (rvpn.trains)
     4. packets of one length that follow one another are gathered, with their ESP trailers
     5. and sealed together under the session's newest confirmed SA (rvpn.esp.sa), as a run for one sendmsg
 
@@ -18,11 +18,12 @@ from typing import Protocol
 
 from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import OVERHEAD, TRAILERS, Slots, slot
-from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Run, Send
+from rvpn.esp.codec import OVERHEAD, TRAILERS, Slot, Slots, slot
+from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.offload import NEEDS_CSUM, Segmentation, VnetHeader, completed, is_partial, read_header, room_for
 from rvpn.packet import addresses, inspect
 from rvpn.sessions import SAPair, Session
+from rvpn.trains import Load, Places, Train
 
 #: What tells how a packet is to be treated: its virtio_net_hdr, and its IP header without IPv4's
 #: identification and checksum.
@@ -61,6 +62,8 @@ class Sealer:
         self._router = router
         self._drops = drops
         self._slots = Slots()
+        self._places = Places()
+        self._packets: PacketBatch | None = None
         self._datagrams = DatagramBatch(0)
         self._gathered: list[bytes] = []
         self._for: tuple[Session, SAPair] | None = None
@@ -72,7 +75,7 @@ class Sealer:
     def seal(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> list[Action]:
         """See `rvpn.interfaces.Node.outbound`."""
         datagrams.clear()
-        self._datagrams = datagrams
+        self._packets, self._datagrams = packets, datagrams
         actions: list[Action] = []
         begun, room = packets.taken, len(datagrams.buffer)
         for start, end in packets.spans[begun:]:
@@ -170,9 +173,13 @@ class Sealer:
         cut = Segmentation(VnetHeader.read(packet), inner)
         if cut.longest > session.inner_mtu and (answer := self._too_long(session, inner)):
             return answer
+        actions = self._flush(now)
+        if pair.trains and cut.longest <= session.inner_mtu and session.sending is pair:
+            train = Train.of(cut, inner, pair.outbound.packets + 1)
+            if train is not None and self._packets is not None:
+                return [*actions, *self._seal_train(session, pair, train, self._packets, now)]
         if cut.partial and pair.partial_checksums:
             next_header = NextHeader.PARTIAL
-        actions = self._flush(now)
         complete = not pair.partial_checksums
         self._for, self._gathered = (session, pair), cut.segments(TRAILERS[next_header], complete=complete)
         self._octets = cut.octets
@@ -199,36 +206,63 @@ class Sealer:
         if session.sending is not pair:
             self._drops[DropReason.NO_SESSION] += len(plaintexts)
             return ()
-        position, count = 0, len(plaintexts)
+        count = len(plaintexts)
         try:
-            while position < count:
-                position += self._seal_run(session, pair, plaintexts[position:] if position else plaintexts)
+            numbers = pair.outbound.spend(count)
         except SAExhausted as error:
             return self._router.fail(session, str(error), now)
+        slots = self._place(session.path, count, len(plaintexts[0]), len(plaintexts[-1]))
+        pair.outbound.seal_spent(numbers, plaintexts, self._datagrams.buffer, slots)
         session.packets_out += count
         session.bytes_out += octets
         return ()
 
-    def _seal_run(self, session: Session, pair: SAPair, plaintexts: list[bytes]) -> int:
-        """Seal as many as continue the last run, or else fit into a new one; return how many that are."""
-        datagrams, path = self._datagrams, session.path
-        size, runs = len(plaintexts[0]) + OVERHEAD, datagrams.runs
+    def _seal_train(
+        self, session: Session, pair: SAPair, train: Train, packets: PacketBatch, now: float
+    ) -> Sequence[Action]:
+        """Seal the packet of `packets` whose turn it is as a train."""
+        count, (start, end) = train.segments, packets.spans[packets.taken]
+        try:
+            numbers = pair.outbound.spend(count)
+        except SAExhausted as error:
+            return self._router.fail(session, str(error), now)
+        load = Load(train, packets, start, self._places)
+        slots = self._place(session.path, count, *load.sizes)
+        pair.outbound.seal_spent(reversed(numbers), load.backwards(), self._datagrams.buffer, reversed(slots))
+        session.packets_out += count
+        session.bytes_out += end - start - VNET_HEADER + (count - 1) * train.where.payload
+        return ()
+
+    def _place(self, path: Path, count: int, size: int, last: int) -> list[Slot]:
+        """
+        Return slots for `count` plaintexts of `size` bytes, the last one of `last`, in the last run of the
+        batch as far as they continue it, and in new ones.
+        """
+        size, last = size + OVERHEAD, last + OVERHEAD
+        slots = self._in_run(path, count, size, last)
+        while len(slots) < count:
+            slots += self._in_run(path, count - len(slots), size, last)
+        return slots
+
+    def _in_run(self, path: Path, count: int, size: int, last: int) -> list[Slot]:
+        """Return the slots of as many as continue the last run, or else fit into a new one."""
+        datagrams = self._datagrams
+        runs = datagrams.runs
         run = runs[-1] if runs else None
-        if run is None or run.path is not path or not (room := _room(run, size, len(plaintexts))):
+        if count == 1:
+            size = last
+        if run is None or run.path is not path or not (room := _room(run, size, count)):
             run = Run(path, datagrams.length, datagrams.length, size)
             room = max(1, min(RUN_DATAGRAMS, RUN_BYTES // size))
-        chosen = plaintexts if len(plaintexts) <= room else plaintexts[:room]
-        before = (run.end - run.start) // run.size
-        slots = self._slots.of(datagrams.view, run.start, run.size, before + len(chosen))[before:]
-        last = len(chosen[-1]) + OVERHEAD
-        end = run.end + (len(chosen) - 1) * run.size + last
-        if last != run.size:
-            slots[len(chosen) - 1] = slot(datagrams.view, end - last, end)
-        pair.outbound.seal_run(chosen, datagrams.buffer, slots)
-        if run.end == run.start:
             runs.append(run)
+        count, size, last = (count, run.size, last) if count <= room else (room, run.size, run.size)
+        before = (run.end - run.start) // size
+        slots = self._slots.of(datagrams.view, run.start, size, before + count)[before : before + count]
+        end = run.end + (count - 1) * size + last
+        if last != size:
+            slots[-1] = slot(datagrams.view, end - last, end)
         run.end = datagrams.length = end
-        return len(chosen)
+        return slots
 
 
 def _room(run: Run, size: int, count: int) -> int:

@@ -47,7 +47,8 @@ class SAPair:
     `confirmed` is set once a packet opened under it proves that the peer has the keys. `closing` is the one
     appointment at which it closes, however often that is arranged anew; at `renewal` a client looks at its
     age, at `expiry` either end whether the peer's certificate has expired. `authentication` is how the peer
-    proved who it is. With `partial_checksums` both ends take packets whose TCP or UDP checksum is partial.
+    proved who it is. With `partial_checksums` both ends take packets whose TCP or UDP checksum is partial,
+    with `trains` super-packets of TCP in trains.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class SAPair:
         "path",
         "renewal",
         "session",
+        "trains",
     )
 
     def __init__(
@@ -93,6 +95,7 @@ class SAPair:
         self.control = ControlChannel(peer_spi, sending.control_key, receiving.control_key)
         self.authentication = context.authentication
         self.partial_checksums = mine.partial_checksums and context.peer_parameters.partial_checksums
+        self.trains = mine.trains and context.peer_parameters.trains
         self.initiator = initiator
         self.path = path
         self.lifetime = answer.lifetime

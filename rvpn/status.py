@@ -22,6 +22,7 @@ def session_status(session: Session, now: float) -> dict[str, Any]:
         "authentication": _authentication_status(told) if told is not None else None,
         "endpoint": str(session.path.remote),
         "transform": TRANSFORM_NAMES[pair.outbound.transform] if pair else None,
+        "trains": bool(pair and pair.trains),
         "inner_addresses": [str(address) for address in session.inner_addresses],
         "age": round(now - session.opened_at, 3),
         "key_age": round(now - pair.made_at, 3) if pair else None,

@@ -23,6 +23,7 @@ _COMMON: tuple[_Column, ...] = (
     ("OUT", lambda session: _packets(session["packets_out"])),
     ("", lambda session: size(session["bytes_out"])),
     ("TRANSFORM", lambda session: session["transform"] or "none"),
+    ("TRAINS", lambda session: "yes" if session["trains"] else "no"),
     ("PEER", lambda session: session["peer"]),
 )
 _FAILOVER: tuple[_Column, ...] = (

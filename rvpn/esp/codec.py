@@ -15,9 +15,11 @@ The SPI and sequence number are those of RFC 4303 without extended sequence numb
 the trailer is behind the inner packet before `sa` encrypts it, and is read after `sa` has opened it.
 """
 
+from collections.abc import Sequence
 from struct import Struct
+from typing import NamedTuple
 
-from rvpn.constants import IP_HEADER, UDP_HEADER, NextHeader
+from rvpn.constants import IP_HEADER, TRAIN_FIELDS, UDP_HEADER, NextHeader
 from rvpn.errors import DropReason, RemoteError
 
 #: SPI, sequence number, IV.
@@ -56,6 +58,21 @@ Slot = tuple[int, memoryview, memoryview]
 def slot(view: memoryview, start: int, end: int) -> Slot:
     """Return the slot of the ESP packet in `view[start:end]`."""
     return start, view[start : start + AAD_SIZE], view[start + HEADER.size : end]
+
+
+#: A piece of payload in a buffer: where what stands behind it is, and both.
+Place = tuple[slice, memoryview]
+
+
+class Row(NamedTuple):
+    """
+    Where packets that follow one another are to be opened: at `places` in `buffer`, which overlap, as each
+    begins where the payload of the one before ends. All end with `ending`, which the next overwrites.
+    """
+
+    buffer: bytearray
+    places: Sequence[Place]
+    ending: bytes
 
 
 class Slots:
@@ -104,8 +121,8 @@ def inner_mtu(path_mtu: int, outer_version: int) -> int:
     """
     Return the longest inner packet whose ESP in UDP over IPv4 or IPv6 fits into `path_mtu` bytes.
 
-    Neither IP options nor extension headers are counted, since we send none. MIN_TUNNEL_MTU is not applied
-    here.
+    That is so in a train too, which takes TRAIN_FIELDS more. Neither IP options nor extension headers are
+    counted, since we send none. MIN_TUNNEL_MTU is not applied here.
     """
     encrypted = path_mtu - IP_HEADER[outer_version] - UDP_HEADER - OVERHEAD
-    return encrypted // ALIGNMENT * ALIGNMENT - TRAILER_SIZE
+    return encrypted // ALIGNMENT * ALIGNMENT - TRAILER_SIZE - TRAIN_FIELDS

@@ -48,6 +48,23 @@ class ReplayWindow:
         else:
             self._blocks[(sequence >> 3) % self._count] |= 1 << (sequence & 7)
 
+    def unseen(self, first: int, count: int) -> int:
+        """Return how many of `count` numbers from `first` on, up to one that was seen, `check` lets pass."""
+        for sequence in range(first, min(first + count, self.highest + 1)):
+            try:
+                self.check(sequence)
+            except RemoteError:
+                return sequence - first
+        return count
+
+    def commit_row(self, first: int, count: int) -> None:
+        """Mark `count` numbers from `first` on, as `commit` does."""
+        if first == self.highest + 1:
+            self.highest += count
+        else:
+            for sequence in range(first, first + count):
+                self.commit(sequence)
+
     def _keep(self) -> None:
         """Mark [solid, highest] in the blocks, which are cleared as the window moves over them."""
         first = max(self._solid, self.highest - self.size + 1)

@@ -3,24 +3,27 @@ Security associations: one direction of one session's ESP, with its key, counter
 4303).
 
 Outbound, for a run of packets: count them all, then for each write the header into its slot of the datagram
-batch and encrypt behind it. Inbound: check the replay window, open, commit to the window, read the trailer.
+batch and encrypt behind it. Inbound: check the replay window, open, commit to the window, read the trailer
+(or leave that to who said where to put it).
 
 The IV is a 64-bit counter, as RFC 4106 section 3.1 and RFC 7634 section 2 suggest; it equals the sequence
 number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
 from cryptography.exceptions import InvalidTag
 
 from rvpn.constants import HARD_LIMIT_PACKETS, TransformID
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import HEADER, OVERHEAD, TRAILERS, Slot, length_of, slot
+from rvpn.esp.codec import HEADER, OVERHEAD, TRAILERS, Row, Slot, length_of, slot
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.transforms import SALT_SIZE, cipher
 
 _NONCE = Struct(f"!{SALT_SIZE}sQ")
+#: SPI and sequence number in one, IV.
+_HEAD = Struct("!Q8s")
 
 
 class _SA:
@@ -58,21 +61,40 @@ class OutboundSA(_SA):
         self._hard_limit = hard_limit
         self.packets = 0
 
+    def spend(self, count: int) -> range:
+        """
+        Return the next `count` sequence numbers, which nobody gets again: no IV is ever used twice.
+
+        Raises `SAExhausted` if they would pass the hard limit.
+        """
+        sequence = self.packets
+        if sequence + count > self._hard_limit:
+            raise SAExhausted(f"SA {self.spi:#010x} has sealed {sequence} packets")
+        self.packets += count
+        return range(sequence + 1, sequence + count + 1)
+
     def seal_run(self, plaintexts: Sequence[bytes], buffer: bytearray, slots: Sequence[Slot]) -> None:
+        """See `spend` and `seal_spent`."""
+        self.seal_spent(self.spend(len(plaintexts)), plaintexts, buffer, slots)
+
+    def seal_spent(
+        self,
+        numbers: Iterable[int],
+        plaintexts: Iterable[bytes | memoryview],
+        buffer: bytearray,
+        slots: Iterable[Slot],
+    ) -> None:
         """
         Write an ESP packet for each of `plaintexts`, inner packets with their trailers, into its slot.
 
-        The counter advances first and stays advanced whatever happens then, so that no IV is ever used twice.
-        Raises `SAExhausted` if it would pass the hard limit.
+        `numbers` are of those that `spend` returned, each given once. The next plaintext is asked for when
+        the one before is sealed.
         """
-        sequence = self.packets
-        if sequence + len(plaintexts) > self._hard_limit:
-            raise SAExhausted(f"SA {self.spi:#010x} has sealed {sequence} packets")
-        self.packets += len(plaintexts)
         spi, salt, encrypt_into = self.spi, self._salt, self._encrypt_into
         write_header, nonce = HEADER.pack_into, _NONCE.pack
-        for plaintext, (offset, additional, sealed) in zip(plaintexts, slots, strict=False):
-            sequence += 1
+        for sequence, plaintext, (offset, additional, sealed) in zip(
+            numbers, plaintexts, slots, strict=False
+        ):
             write_header(buffer, offset, spi, sequence, sequence)
             encrypt_into(nonce(salt, sequence), plaintext, additional, sealed)
 
@@ -91,11 +113,12 @@ class InboundSA(_SA):
     `window.highest` is the highest sequence number opened so far.
     """
 
-    __slots__ = ("_decrypt", "window")
+    __slots__ = ("_decrypt", "_decrypt_into", "window")
 
     def __init__(self, spi: int, transform: TransformID, key: bytes, salt: bytes) -> None:
         super().__init__(spi, transform, salt)
-        self._decrypt = cipher(transform, key).decrypt
+        opening = cipher(transform, key)
+        self._decrypt, self._decrypt_into = opening.decrypt, opening.decrypt_into
         self.window = ReplayWindow()
 
     def open(self, sequence: int, iv: bytes, additional: memoryview, sealed: memoryview) -> tuple[bytes, int]:
@@ -113,3 +136,29 @@ class InboundSA(_SA):
             raise RemoteError(DropReason.BAD_ICV, f"SPI {self.spi:#010x}, sequence {sequence}") from None
         window.commit(sequence)
         return plaintext, length_of(plaintext)
+
+    def open_row(self, sequence: int, buffer: bytearray, slots: Sequence[Slot], row: Row) -> int:
+        """
+        Open packets with the numbers from `sequence` on, each into its place of `row`; return how many.
+
+        Slots and places fit together. Stops before the first packet that has another number, was seen, does
+        not open or does not end as the row does: that is as if untouched, but nobody may see what its place
+        then holds.
+        """
+        window, salt, decrypt_into, read = self.window, self._salt, self._decrypt_into, _HEAD.unpack_from
+        out, ending = row.buffer, row.ending
+        unseen = slots[: window.unseen(sequence, len(slots))]
+        first = expected = self.spi << 32 | sequence
+        for (offset, additional, sealed), (end, place) in zip(unseen, row.places, strict=False):
+            head, iv = read(buffer, offset)
+            if head != expected:
+                break
+            try:
+                decrypt_into(salt + iv, sealed, additional, place)
+            except InvalidTag:
+                break
+            if out[end] != ending:
+                break
+            expected += 1
+        window.commit_row(sequence, expected - first)
+        return expected - first

@@ -13,7 +13,7 @@ A sequence of type (1 byte), length (2 bytes, big-endian) and value:
     7  shortest defer   4 bytes, in milliseconds
     8  lost-key token   16 bytes
     9  heartbeats       1 byte: 1 for the literal ones, absent for authenticated ones
-    10 capabilities     1 byte of bits: 1 for taking partial checksums; absent for none
+    10 capabilities     1 byte of bits: 1 for taking partial checksums, 2 for taking trains; absent for none
 
 Each type occurs at most once. Unknown types and transforms are skipped: that is the room for later
 versions.
@@ -41,7 +41,7 @@ INITIATOR_LENGTH = 320
 _HEADER = struct.Struct("!BH")
 _MILLISECONDS = 1000
 #: The bits of the capabilities; others are those of later versions.
-_PARTIAL_CHECKSUMS = 1
+_PARTIAL_CHECKSUMS, _TRAINS = 1, 2
 _KNOWN_TRANSFORMS = frozenset(TransformID)
 
 
@@ -75,7 +75,7 @@ def encode(parameters: Parameters, at_least: int = 0) -> bytes:
         _Type.SHORTEST_DEFER: _milliseconds(parameters.shortest_defer, 4),
         _Type.LOST_KEY_TOKEN: parameters.lost_key_token,
         _Type.LITERAL_HEARTBEATS: b"\1" if parameters.literal_heartbeats else b"",
-        _Type.CAPABILITIES: bytes([_PARTIAL_CHECKSUMS]) if parameters.partial_checksums else b"",
+        _Type.CAPABILITIES: bytes([capabilities]) if (capabilities := _capabilities(parameters)) else b"",
         _Type.REFUSAL: parameters.refusal.encode()[:MAX_REFUSAL].decode(errors="ignore").encode(),
     }
     encoded = b"".join(_HEADER.pack(kind, len(value)) + value for kind, value in values.items() if value)
@@ -96,6 +96,7 @@ def decode(data: bytes) -> Parameters:
     if not MIN_SPI <= spi <= MAX_SPI and not refusal:
         raise _malformed("SPI out of range")
     lifetime = int.from_bytes(_sized(values.get(_Type.LIFETIME, bytes(8)), 8, "lifetime"), "big")
+    (capabilities,) = _sized(values.get(_Type.CAPABILITIES, b"\0"), 1, "capabilities")
     return Parameters(
         spi=spi,
         transforms=_transforms(values.get(_Type.TRANSFORMS, b"")),
@@ -107,10 +108,13 @@ def decode(data: bytes) -> Parameters:
         / _MILLISECONDS,
         lost_key_token=values.get(_Type.LOST_KEY_TOKEN, b"")[:TOKEN_LENGTH],
         literal_heartbeats=values.get(_Type.LITERAL_HEARTBEATS) == b"\1",
-        partial_checksums=bool(
-            _sized(values.get(_Type.CAPABILITIES, b"\0"), 1, "capabilities")[0] & _PARTIAL_CHECKSUMS
-        ),
+        partial_checksums=bool(capabilities & _PARTIAL_CHECKSUMS),
+        trains=bool(capabilities & _TRAINS),
     )
+
+
+def _capabilities(parameters: Parameters) -> int:
+    return _PARTIAL_CHECKSUMS * parameters.partial_checksums | _TRAINS * parameters.trains
 
 
 def _milliseconds(seconds: float, size: int) -> bytes:

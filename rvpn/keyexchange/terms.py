@@ -20,14 +20,14 @@ class Terms:
     What a node's policy and host let it agree to.
 
     `fastest_first` are the transforms of a policy that leaves them to us, `partial_checksums` tells whether
-    this host completes those of TCP and UDP.
+    this host completes those of TCP and UDP, `trains` whether it takes super-packets of TCP.
     """
 
     policy: Policy
 
     def __init__(self) -> None:
         self.fastest_first: tuple[TransformID, ...] = tuple(TransformID)
-        self.partial_checksums = False
+        self.partial_checksums = self.trains = False
 
     @property
     def transforms(self) -> tuple[TransformID, ...]:
@@ -43,6 +43,7 @@ class Terms:
             lifetime=self.policy.key_lifetime,
             literal_heartbeats=self.policy.literal_heartbeats,
             partial_checksums=self.partial_checksums,
+            trains=self.trains,
         )
 
     def in_common(self, offer: Parameters) -> tuple[TransformID, ...]:
@@ -59,6 +60,7 @@ class Terms:
             refusal=refusal,
             literal_heartbeats=self.policy.literal_heartbeats,
             partial_checksums=self.partial_checksums,
+            trains=self.trains,
         )
 
 

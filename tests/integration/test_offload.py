@@ -152,6 +152,9 @@ class OffloadTests(LabTestCase):
             self.traffic()
             for capture in leaving, outside:
                 self.assertEqual(capture.stop().missed, 0)
+        for node in "client", "gateway1":
+            (session,) = services.ask_status(self.lab, node)["sessions"]
+            self.assertEqual(session["trains"], (client, gateway) == ("auto", "auto"))
         self.assert_finished(leaving.pcap)
         self.assert_no_wrong_checksum()
         # A run of ESP packets passes the veth as the one packet that it is for the kernel.

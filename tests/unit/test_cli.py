@@ -25,6 +25,7 @@ SESSION = {
     "gateway": "198.51.100.21",
     "endpoint": "198.51.100.21:4500",
     "transform": "aes-gcm-256",
+    "trains": True,
     "inner_addresses": ["10.8.0.2"],
     "age": 7384.0,
     "key_age": 201.3,
@@ -367,8 +368,8 @@ class ServiceTests(SynchronousTestCase):
 
     def test_between_keys(self) -> None:
         """A session that has lost its keys and waits for others says so."""
-        session = {**SESSION, "key_age": None, "transform": None}
-        self.assertRegex(report.text({**STATUS, "sessions": [session]}), r"2h03m +none +0\.4s .* none +A")
+        session = {**SESSION, "key_age": None, "transform": None, "trains": False}
+        self.assertRegex(report.text({**STATUS, "sessions": [session]}), r"2h03m +none +0\.4s .* none +no +A")
 
     def test_nothing_yet(self) -> None:
         """A gateway without sessions says none, and has no clusters to tell of."""

@@ -27,7 +27,7 @@ OF_THE_SERVICE = {
     "version": __version__,
     "uptime": 1.0,
     "device": "rvpn0",
-    "mtu": 1438,
+    "mtu": 1434,
     "certificate": None,
     "offloads": {},
     "refusals": {},

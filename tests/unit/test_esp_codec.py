@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.constants import NextHeader
+from rvpn.constants import TRAIN_FIELDS, NextHeader
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import ALIGNMENT, OVERHEAD, TRAILERS, inner_mtu, length_of, sealed_size
 
@@ -17,15 +17,18 @@ class Sizes(SynchronousTestCase):
         self.assertEqual([sealed_size(length) for length in (0, 2, 3, 84, 1280)], [36, 36, 40, 120, 1316])
 
     def test_known_mtu(self) -> None:
-        """On an Ethernet path 1438 bytes fit over IPv4 and 1418 over IPv6."""
-        self.assertEqual((inner_mtu(1500, 4), inner_mtu(1500, 6)), (1438, 1418))
+        """On an Ethernet path 1434 bytes fit over IPv4 and 1414 over IPv6, in a train too."""
+        self.assertEqual((inner_mtu(1500, 4), inner_mtu(1500, 6)), (1434, 1414))
 
     @settings(derandomize=True, deadline=None)
     @given(path_mtu=st.integers(576, 65535), header=st.sampled_from([(4, 20), (6, 40)]))
     def test_mtu_is_tight(self, path_mtu: int, header: tuple[int, int]) -> None:
-        """The inner MTU fits into the path's MTU with IP and UDP headers, and one byte more does not."""
+        """
+        The inner MTU fits into the path's MTU with IP and UDP headers and the fields of a train, and one byte
+        more does not.
+        """
         version, size = header
-        mtu = inner_mtu(path_mtu, version)
+        mtu = inner_mtu(path_mtu, version) + TRAIN_FIELDS
         self.assertLessEqual(size + 8 + sealed_size(mtu), path_mtu)
         self.assertGreater(size + 8 + sealed_size(mtu + 1), path_mtu)
 

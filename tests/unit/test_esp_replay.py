@@ -65,6 +65,22 @@ class ReplayWindowTests(SynchronousTestCase):
             window.commit(sequence)
             self.assertFalse(accepts(window, sequence))
 
+    @settings(derandomize=True, deadline=None, max_examples=100)
+    @given(st.sets(st.integers(1, 40), max_size=30), st.integers(1, 45), st.integers(0, 20))
+    def test_rows(self, seen: set[int], first: int, count: int) -> None:
+        """A row of numbers is what they are one by one."""
+        one, row = ReplayWindow(16), ReplayWindow(16)
+        for sequence in sorted(seen):
+            one.commit(sequence)
+            row.commit(sequence)
+        fresh = row.unseen(first, count)
+        passed = [accepts(one, sequence) for sequence in range(first, first + count)]
+        self.assertEqual(fresh, [*passed, False].index(False))
+        row.commit_row(first, fresh)
+        for sequence in range(first, first + fresh):
+            one.commit(sequence)
+        self.assertEqual([accepts(row, n) for n in range(90)], [accepts(one, n) for n in range(90)])
+
     def test_default_size(self) -> None:
         """A packet may be overtaken by REPLAY_WINDOW - 1 others and no more."""
         window = ReplayWindow()

@@ -28,6 +28,7 @@ parameters = st.builds(
     lifetime=st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000),
     refusal=st.text(st.characters(codec="ascii", categories=("L", "N", "P")), max_size=MAX_REFUSAL),
     partial_checksums=st.booleans(),
+    trains=st.booleans(),
 )
 SPI = b"\1\0\4\0\0\4\0"
 
@@ -75,9 +76,10 @@ class LaterVersionTests(SynchronousTestCase):
 
     def test_unknown_capability(self) -> None:
         """The bits of capabilities that nobody knows yet change nothing."""
-        for bits, partial in ((0, False), (1, True), (0xFE, False), (0xFF, True)):
+        for bits in (0, 1, 2, 0xFC, 0xFD, 0xFF):
             told = decode(SPI + b"\x0a\0\1" + bytes([bits]))
-            self.assertEqual(told, Parameters(1024, (), partial_checksums=partial))
+            partial, trains = bool(bits & 1), bool(bits & 2)
+            self.assertEqual(told, Parameters(1024, (), partial_checksums=partial, trains=trains))
 
     def test_unknown_transform(self) -> None:
         """An unknown transform in an offer is passed over."""

@@ -7,7 +7,7 @@ and repeats. All the while no packet comes to somebody it was not for, and no no
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from itertools import count
 from random import Random
@@ -58,9 +58,16 @@ class NonceRecorder:
                 super().__init__(spi, transform, key, salt)
                 self.key = key + salt
 
-            def seal_run(self, plaintexts: Sequence[bytes], buffer: bytearray, slots: Sequence[Slot]) -> None:
-                super().seal_run(plaintexts, buffer, slots)
-                for start, _, _ in slots[: len(plaintexts)]:
+            def seal_spent(
+                self,
+                numbers: Iterable[int],
+                plaintexts: Iterable[bytes | memoryview],
+                buffer: bytearray,
+                slots: Iterable[Slot],
+            ) -> None:
+                spent, into = list(numbers), list(slots)
+                super().seal_spent(spent, plaintexts, buffer, into)
+                for start, _, _ in into[: len(spent)]:
                     nonce = self.key, bytes(buffer[start + 8 : start + 16])
                     recorder.repeated += nonce in recorder.used
                     recorder.used.add(nonce)

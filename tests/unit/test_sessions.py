@@ -86,16 +86,16 @@ class PairTests(SynchronousTestCase):
         datagram = pair.outbound.seal(b"inner packet", NextHeader.IPV4)
         self.assertRaises(RemoteError, opened, pair.inbound, datagram)
 
-    def test_partial_checksums(self) -> None:
-        """Both ends must take partial checksums, or neither sends any."""
+    def test_capabilities(self) -> None:
+        """Both ends must take partial checksums, or neither sends any; so with trains."""
         for ours, theirs in product((False, True), repeat=2):
-            a = replace(offer(1000), partial_checksums=ours)
-            b = replace(answer(2000), partial_checksums=theirs)
+            a = replace(offer(1000), partial_checksums=ours, trains=ours)
+            b = replace(answer(2000), partial_checksums=theirs, trains=theirs)
             for pair in (
                 SAPair(FakeContext(a, b), initiator=True, path=HERE, now=0.0),
                 SAPair(FakeContext(b, a), initiator=False, path=THERE, now=0.0),
             ):
-                self.assertEqual(pair.partial_checksums, ours and theirs)
+                self.assertEqual((pair.partial_checksums, pair.trains), (ours and theirs,) * 2)
 
     def test_last_word(self) -> None:
         """The acceptor's parameters decide about transform and lifetime, at both ends."""

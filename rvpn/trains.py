@@ -1,0 +1,188 @@
+"""
+Trains: super-packets of TCP whose segments travel without headers of their own, between ends that agreed so.
+
+    super-packet:  headers | slice 0 | slice 1 | ... | slice n
+    packet k:      slice k | headers | bytes of a slice | bytes of the headers | sequence number of packet 0
+
+Each packet is one segment, and says all about itself: what is lost is a segment, as in plain ESP, and packets
+may come in any order. But what stands behind the payload is the same throughout, so that neither end makes
+headers for each segment or moves its payload:
+
+    out  the slices are sealed where they lie, from the last one to the first, so that what is put behind each
+         overwrites what is sealed already (`Load`)
+    in   each is opened straight behind the one before, over what stood behind that (rvpn.joining)
+
+`Train` is what the packets have in common: the headers of the super-packet as they are, 20 to 60 bytes of
+IPv4 or 40 of IPv6 and 20 to 60 of TCP; the bytes of a slice but the last (2); the bytes of the headers (1);
+and the ESP sequence number of the first packet, modulo 256 (1). The numbers of a train follow one another.
+"""
+
+from collections.abc import Callable, Iterator
+from struct import Struct
+
+from rvpn.coalesce import ALONE, LONGEST
+from rvpn.constants import IP_HEADER, TRAIN_FIELDS, VNET_HEADER, NextHeader
+from rvpn.errors import DropReason, RemoteError
+from rvpn.esp.codec import KEPT_RUNS, TRAILERS, Place
+from rvpn.interfaces import PacketBatch
+from rvpn.offload import (
+    CHECKSUM_OFFSET,
+    FIN,
+    FLAGS,
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    NEEDS_CSUM,
+    PSH,
+    TCP,
+    Segmentation,
+    Transport,
+    resized,
+    successors,
+    transport,
+    write_header,
+)
+
+#: Segments of a train: for fewer it does not pay, and more could not be told apart.
+FEWEST, MOST = 3, 256
+
+_FIELDS = Struct("!HBB")
+_TRAILERS = TRAILERS[NextHeader.TRAIN]
+_GSO_TYPE = {4: GSO_TCPV4, 6: GSO_TCPV6}
+
+
+class Places:
+    """The places of trains in a batch's buffer, kept as `rvpn.esp.codec.Slots` keeps its."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(b"")
+        self._kept: dict[tuple[int, int, int], list[Place]] = {}
+
+    def of(self, view: memoryview, start: int, size: int, behind: int, count: int) -> list[Place]:
+        """
+        Return the places of `count` slices of `size` bytes from `start` on, or of more, each with `behind`
+        bytes behind it, which overlap the next.
+        """
+        if view is not self._view or len(self._kept) >= KEPT_RUNS:
+            self._view = view
+            self._kept.clear()
+        kept = self._kept.setdefault((start, size, behind), [])
+        for number in range(len(kept), count):
+            begin = start + number * size
+            end = begin + size
+            kept.append((slice(end, end + behind), view[begin : end + behind]))
+        return kept
+
+
+class Train:
+    """
+    What the packets of a train have in common: see the module. `where` tells the parts of `headers`,
+    `segments` how many there are, `last` how many bytes of payload the last one has. `ending` is what stands
+    behind the payload of all others, up to the ICV.
+    """
+
+    __slots__ = ("_header_at", "ending", "first", "headers", "last", "segments", "size", "where")
+
+    def __init__(self, headers: bytes, where: Transport, size: int, first: int, payload: int) -> None:
+        self.headers, self.where, self.size, self.first = headers, where, size, first & 0xFF
+        whole, rest = divmod(payload - 1, size)
+        self.segments, self.last = whole + 1, rest + 1
+        self.ending = self.behind(size)
+        self._header_at: Callable[[int], bytes] | None = None
+
+    @classmethod
+    def of(cls, cut: Segmentation, packet: memoryview, first: int) -> "Train | None":
+        """Return the train for a super-packet with partial checksums; None if it is one for plain ESP."""
+        where, size, count = cut.where, cut.size, cut.count
+        if not cut.partial or where.protocol != TCP or not FEWEST <= count <= MOST or len(packet) > LONGEST:
+            return None
+        headers = bytes(packet[: where.payload])
+        extended = headers[0] >> 4 == 6 and where.offset != IP_HEADER[6]
+        if extended or headers[where.offset + FLAGS] & ALONE:
+            return None
+        return cls(headers, where, size, first, len(packet) - where.payload)
+
+    @classmethod
+    def read(cls, plaintext: bytes, length: int) -> "Train":
+        """
+        Return the train of an opened packet, whose padding begins at `length`.
+
+        Raises `RemoteError` MALFORMED_PACKET if it is none that `of` may make.
+        """
+        at = length - TRAIN_FIELDS
+        if at > 0:
+            size, begin, first = _FIELDS.unpack_from(plaintext, at)
+            headers = plaintext[max(0, at - begin) : at]
+            where = transport(headers)
+            told = int.from_bytes(headers[2:4]) if headers[0] >> 4 == 4 else int.from_bytes(headers[4:6])
+            total = told + (IP_HEADER[6] if headers[0] >> 4 == 6 else 0)
+            payload = total - begin
+            fits = where.protocol == TCP and where.payload == begin == len(headers) and total <= LONGEST
+            if fits and 0 < size < payload <= MOST * size and not headers[where.offset + FLAGS] & ALONE:
+                return cls(headers, where, size, first, payload)
+        raise RemoteError(DropReason.MALFORMED_PACKET, f"no segment of a train in {length} bytes")
+
+    @property
+    def addresses(self) -> tuple[bytes, bytes]:
+        """Source and destination."""
+        headers = self.headers
+        return (headers[12:16], headers[16:20]) if headers[0] >> 4 == 4 else (headers[8:24], headers[24:40])
+
+    def payload(self, number: int) -> int:
+        """Return how many bytes of payload segment `number` has; 0 if there is none of that number."""
+        if number < self.segments - 1:
+            return self.size
+        return self.last if number < self.segments else 0
+
+    def behind(self, payload: int) -> bytes:
+        """Return what stands behind so many bytes of payload, up to the ICV."""
+        fields = self.headers + _FIELDS.pack(self.size, len(self.headers), self.first)
+        return fields + _TRAILERS[payload + len(fields) & 3]
+
+    def headers_of(self, begin: int, end: int) -> bytes:
+        """Return the virtio_net_hdr and headers of one packet of the segments from `begin` up to `end`."""
+        where, headers, size, count = self.where, self.headers, self.size, end - begin
+        if count < self.segments:
+            flags = headers[where.offset + FLAGS]
+            middle = flags & ~(FIN | PSH)
+            if self._header_at is None:
+                first = resized(headers, where, where.payload + size, middle)
+                self._header_at = successors(first, where, size)
+            headers = self._header_at(begin)
+            last = end == self.segments
+            if count > 1 or last:
+                length = where.payload + (count - 1) * size + self.payload(end - 1)
+                headers = resized(headers, where, length, flags if last else middle)
+        kind, size = (_GSO_TYPE[headers[0] >> 4], size) if count > 1 else (GSO_NONE, 0)
+        field = where.offset, CHECKSUM_OFFSET[TCP]
+        return write_header(NEEDS_CSUM, kind, where.payload, size, *field) + headers
+
+
+class Load:
+    """
+    The segments of a train to be sealed: those of the super-packet at `start` of a batch, with its
+    virtio_net_hdr, which they overwrite.
+    """
+
+    def __init__(self, train: Train, packets: PacketBatch, start: int, places: Places) -> None:
+        view, size, whole = packets.view, train.size, train.segments - 1
+        self._buffer, self._behind = packets.buffer, train.ending
+        base = start + VNET_HEADER + train.where.payload
+        end = base + whole * size
+        # What is put behind must not fall on the packet that comes next: these segments are copied.
+        room = max(0, whole * size + train.last - len(self._behind))
+        count = min(whole, room // size)
+        self._places = places.of(view, base, size, len(self._behind), count)[:count]
+        rest = (view[at : at + size] for at in range(base + count * size, end, size))
+        self._copied = [b"".join((payload, self._behind)) for payload in rest]
+        self._copied.append(b"".join((view[end : end + train.last], train.behind(train.last))))
+        #: Bytes of the encrypted part of all segments but the last, and of that.
+        self.sizes = size + len(self._behind), len(self._copied[-1])
+
+    def backwards(self) -> Iterator[bytes | memoryview]:
+        """Return the plaintexts from the last to the first; each holds only until the next is asked for."""
+        buffer, behind = self._buffer, self._behind
+        yield from reversed(self._copied)
+        for place, plaintext in reversed(self._places):
+            buffer[place] = behind
+            yield plaintext
