@@ -101,6 +101,8 @@ class Scene(Network):
         own, credentials = (INNER, INNER_6), Credentials(self.client_keys[0])
         self.client.node = Client(self.client_policy, credentials, own, self.random, self.clock, self.now)
         self.restart(0)
+        for host in self.hosts:
+            host.node.offload(checksums=True, tcp=True, udp=True)
         #: From which endpoints inner packets are expected, and with which of the clients' addresses.
         self.expected: dict[Endpoint, tuple[IPAddress, ...]] = {}
         self._opened = PacketBatch(1 << 17)

@@ -11,15 +11,31 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rvpn.constants import TRAIN_FIELDS, NextHeader
+from rvpn.esp.codec import TRAILERS, sealed_size
+from rvpn.offload import TCP
 from rvpn.session_control import Kind, Status
 from rvpn.sessions import SAPair
 from tests.fuzz.hostile import control, seal, trailed
 from tests.fuzz.mutation import Mutator
-from tests.fuzz.scene import GROWTH, INNER_6, Memory, Scene, check_agenda, inner_packets, report
+from tests.fuzz.scene import (
+    BACK,
+    GROWTH,
+    INNER_6,
+    THERE,
+    Memory,
+    Scene,
+    check_agenda,
+    inner_packets,
+    ipv4,
+    report,
+)
 from tests.unit.simulation import INNER
 
 #: From each end.
 MUTANTS = 5000
+#: Bytes of payload in a segment of a train.
+SLICE = 60
 #: What a client and a gateway answer, and with what (DESIGN 6).
 DRAWN = {
     True: {Kind.CHALLENGE: {Kind.RESPONSE}, Kind.STATUS: {Kind.ACK}, Kind.OWNER: {Kind.CLAIM}},
@@ -42,18 +58,25 @@ class AuthenticatedTests(SynchronousTestCase):
         self.keys = self.scene.sending()
         self.ends = self.scene.ends()
 
-    def attack(self, make: Callable[[SAPair], bytes], hear: Hear = lambda *_: None) -> int:
+    def attack(
+        self,
+        make: Callable[[SAPair], bytes],
+        hear: Hear = lambda *_: None,
+        size: int = 0,
+        times: int = MUTANTS,
+    ) -> int:
         """
-        Feed what `make` makes with the keys of either end to the other, and let `hear` have the replies.
+        Feed what `make` makes with the keys of either end to the other, so many `times` and `size` bytes of
+        it in each datagram (0: all), and let `hear` have the replies.
 
         Returns the number of replies.
         """
         scene, replies = self.scene, 0
         with Memory() as memory:
-            for number in range(MUTANTS):
+            for number in range(times):
                 for pair, sender, receiver in self.ends:
                     packet = make(pair)
-                    drawn = [send.datagram for send in scene.feed(receiver, packet, sender.endpoint)]
+                    drawn = [send.datagram for send in scene.feed(receiver, packet, sender.endpoint, size)]
                     hear(packet, drawn, pair.initiator)
                     replies += len(drawn)
                 if number % 50 == 0:
@@ -61,10 +84,10 @@ class AuthenticatedTests(SynchronousTestCase):
                         check_agenda(scene, host)
                     scene.run(0.001)
                     scene.forget()
-                if number == MUTANTS // 10:
+                if number == times // 10:
                     memory.begin()
             growth = memory.growth()
-        report(self, f"{MUTANTS} from each end", growth)
+        report(self, f"{times} from each end", growth)
         self.assertLessEqual(growth, GROWTH)
         self.assertTrue(scene.ping())
         self.assertEqual(scene.sending(), self.keys)
@@ -85,6 +108,36 @@ class AuthenticatedTests(SynchronousTestCase):
         for _, _, receiver in self.ends:
             (session,) = receiver.node.cache
             self.assertGreater(session.packets_in, MUTANTS / 4)
+
+    def test_trains(self) -> None:
+        """Trains whose segments are mutants, forged, missing or repeated draw no more than a dummy does."""
+        random, size = Random(6), sealed_size(SLICE + 40 + TRAIN_FIELDS)
+
+        def make(pair: SAPair) -> bytes:
+            first, ends = pair.outbound.packets + 1, THERE if pair.initiator else BACK
+            tcp = bytes(12) + b"\x50\x10" + bytes(6)
+            headers = ipv4(ends, TCP, tcp + bytes(SLICE * random.choice((1, 4, 5, 6))))[:40]
+            plain = random.randbytes(SLICE) + headers + SLICE.to_bytes(2) + bytes((40, first & 0xFF))
+            plain += TRAILERS[NextHeader.TRAIN][len(plain) & 3]
+            pair.outbound.packets += 5
+            packets = []
+            for number in (
+                random.choices(range(5), k=2) + list(range(5)) if random.random() < 0.3 else range(5)
+            ):
+                mutant = bytearray(plain)
+                if random.random() < 0.1:
+                    mutant[random.choice((-1, random.randrange(SLICE, len(mutant))))] = random.randrange(256)
+                packet = bytearray(seal(pair, bytes(mutant), first + number))
+                packet[random.randrange(size)] ^= random.random() < 0.1
+                packets.append(bytes(packet))
+            if random.random() < 0.2:
+                del packets[random.randrange(5)]
+            return b"".join(packets)
+
+        self.assertLess(self.attack(make, size=size, times=MUTANTS // 4), MUTANTS / 10)
+        for _, _, receiver in self.ends:
+            (session,) = receiver.node.cache
+            self.assertGreater(session.packets_in, MUTANTS / 2)
 
     def test_control(self) -> None:
         """
