@@ -4,12 +4,14 @@ What a packet costs on its way through the calculation: ns to segment, seal, ope
 Run `python benchmarks/bench_data_path.py`; it takes a minute and needs neither privileges nor a network
 (`-o FILE` writes JSON that `pyperf compare_to` reads). Each figure is for one inner packet of a super-packet
 of 44: `segment` cuts, `seal` and `open` are ESP alone, `coalesce` puts together; `outbound` and `inbound` are
-a client's whole calculation, TUN device and socket left out, `small` with 64 packets of 100 bytes.
+a client's whole calculation, TUN device and socket left out, in plain ESP and as a `train`, `small` with 64
+packets of 100 bytes.
 """
 
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pyperf
@@ -36,8 +38,9 @@ from rvpn.offload import CHECKSUM_OFFSET, GSO_TCPV4, NEEDS_CSUM, TCP, UDP, Segme
 from rvpn.packet import checksum
 from rvpn.policy.model import Cluster, Policy, Tunnel
 from rvpn.sessions import SAPair, Session
+from rvpn.trains import Train
 
-SEGMENTS, SIZE, SMALL = 44, 1398, 64
+SEGMENTS, SIZE, SMALL = 44, 1394, 64
 HERE, THERE = ip_address("10.99.0.1"), ip_address("10.0.0.1")
 GATEWAY = ip_address("198.51.100.21")
 
@@ -68,10 +71,11 @@ class Context:
 
     established = True
 
-    def __init__(self) -> None:
-        transforms = (TransformID.AES_GCM_16_256,)
-        self.own_parameters = Parameters(0x1000, transforms, (HERE,), 7200.0, partial_checksums=True)
-        self.peer_parameters = Parameters(0x2000, transforms, (HERE,), 7200.0, partial_checksums=True)
+    def __init__(self, trains: bool) -> None:
+        said = Parameters(
+            0x1000, (TransformID.AES_GCM_16_256,), (HERE,), 7200.0, partial_checksums=True, trains=trains
+        )
+        self.own_parameters, self.peer_parameters = said, replace(said, spi=0x2000)
         self.peer = PeerIdentity(Mechanism.NOISE, "")
         self.authentication = Authentication(Mechanism.NOISE, "", "")
 
@@ -84,14 +88,14 @@ class Context:
         return bytes(length)
 
 
-def client() -> tuple[Client, Session]:
+def client(trains: bool = False) -> tuple[Client, Session]:
     """Return a client with a session in use."""
     cluster = Cluster("Cluster 1", (GATEWAY,))
     policy = Policy(clusters=(cluster,), tunnels=(Tunnel(1, THERE, THERE, cluster),))
     node = Client(policy, Credentials(bytes(32)), (HERE,), random.Random(1), time.time, 0.0)
     node.offload(checksums=True, tcp=True, udp=True)
     path = Path(Endpoint(GATEWAY, 4500))
-    pair = SAPair(Context(), initiator=True, path=path, now=0.0)
+    pair = SAPair(Context(trains), initiator=True, path=path, now=0.0)
     session = Session(GATEWAY, PeerIdentity(Mechanism.NOISE, ""), path, (HERE,), 0.0)
     node.cache.add_pair(session, pair)
     node.cache.establish(session)
@@ -109,9 +113,9 @@ def packets(*several: bytes) -> PacketBatch:
     return batch
 
 
-def outbound(*several: bytes) -> Callable[[], None]:
+def outbound(*several: bytes, trains: bool = False) -> Callable[[], None]:
     """Return a client's work for these packets from the TUN device."""
-    node, _ = client()
+    node, _ = client(trains)
     batch, datagrams = packets(*several), DatagramBatch(BATCH_CAPACITY)
 
     def work() -> None:
@@ -130,9 +134,9 @@ def sealed(plaintexts: list[bytes], transform: TransformID, spi: int) -> Datagra
     return datagrams
 
 
-def inbound(plaintexts: list[bytes]) -> Callable[[], None]:
+def inbound(plaintexts: list[bytes], trains: bool = False) -> Callable[[], None]:
     """Return a client's work for the run that brings these packets, which it never takes for replays."""
-    node, session = client()
+    node, session = client(trains)
     opened, pair = PacketBatch(BATCH_CAPACITY), session.sending
     assert pair is not None
     datagrams = sealed(plaintexts, pair.inbound.transform, pair.inbound.spi)
@@ -217,6 +221,11 @@ def main() -> None:
     measure("coalesce", coalesce(segments, plan.longest), SEGMENTS)
     measure("outbound", outbound(vnet(there, SIZE).encode() + there), SEGMENTS)
     measure("inbound", inbound(segments), SEGMENTS)
+    train = Train.of(plan, view, 1)
+    assert train is not None
+    slices = [back[start : start + SIZE] + train.behind(SIZE) for start in range(40, len(back), SIZE)]
+    measure("outbound, train", outbound(vnet(there, SIZE).encode() + there, trains=True), SEGMENTS)
+    measure("inbound, train", inbound(slices, trains=True), SEGMENTS)
     measure("outbound, small", outbound(*[small] * SMALL), SMALL)
     measure("outbound, one small", outbound(small), 1)
     measure("inbound, small", inbound([one + trailers[len(one) & 3]] * SMALL), SMALL)
