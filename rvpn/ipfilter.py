@@ -90,16 +90,18 @@ class IPFilter:
         self.heard.clear()
         self._coalescer.packets = self._joiner.packets = packets
         self._spare = len(packets.buffer) - datagrams.length
-        for run in datagrams.runs:
-            rest = (run.end - run.start) % run.size
-            if run.size >= SHORTEST:
-                self._open_run(run, self._cut(run, datagrams.view), datagrams, actions, now)
-            if run.size < SHORTEST or 0 < rest < SHORTEST:
-                start = run.start if run.size < SHORTEST else run.end - rest
-                for offset in range(start, run.end, run.size):
-                    self._take_other(offset, run, datagrams, actions, now)
-        self._flush()
-        self._growing = None
+        try:
+            for run in datagrams.runs:
+                rest = (run.end - run.start) % run.size
+                if run.size >= SHORTEST:
+                    self._open_run(run, self._cut(run, datagrams.view), datagrams, actions, now)
+                if run.size < SHORTEST or 0 < rest < SHORTEST:
+                    start = run.start if run.size < SHORTEST else run.end - rest
+                    for offset in range(start, run.end, run.size):
+                        self._take_other(offset, run, datagrams, actions, now)
+        finally:  # nothing grows into the next batch, whatever raises
+            self._flush()
+            self._growing = None
         return actions
 
     def _flush(self) -> None:

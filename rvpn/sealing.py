@@ -16,11 +16,21 @@ from collections.abc import Collection, Sequence
 from struct import Struct
 from typing import Protocol
 
-from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader
+from rvpn.constants import BATCH_CAPACITY, IP_HEADER, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader
 from rvpn.errors import DropReason, RemoteError, SAExhausted
 from rvpn.esp.codec import OVERHEAD, TRAILERS, Slot, Slots, slot
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
-from rvpn.offload import NEEDS_CSUM, Segmentation, VnetHeader, completed, is_partial, read_header, room_for
+from rvpn.offload import (
+    CHECKSUM_OFFSET,
+    NEEDS_CSUM,
+    UDP,
+    Segmentation,
+    VnetHeader,
+    completed,
+    is_partial,
+    read_header,
+    room_for,
+)
 from rvpn.packet import addresses, inspect
 from rvpn.sessions import SAPair, Session
 from rvpn.trains import Load, Places, Train
@@ -76,6 +86,8 @@ class Sealer:
         """See `rvpn.interfaces.Node.outbound`."""
         datagrams.clear()
         self._packets, self._datagrams = packets, datagrams
+        if self._gathered:  # what raised in the last batch is no matter of this one
+            self._forget()
         actions: list[Action] = []
         begun, room = packets.taken, len(datagrams.buffer)
         for start, end in packets.spans[begun:]:
@@ -163,7 +175,11 @@ class Sealer:
             self._for, self._size = (session, pair), len(trailed)
         self._gathered.append(trailed)
         self._octets += length
-        self._before, self._trailer = packet if plaintext is inner else None, trailer
+        # With another header of TCP, or behind those of IPv6, the checksum may be somewhere else.
+        alike = plaintext is inner and (
+            next_header != NextHeader.PARTIAL or (offset == CHECKSUM_OFFSET[UDP] and start <= IP_HEADER[6])
+        )
+        self._before, self._trailer = packet if alike else None, trailer
         return actions
 
     def _add_segments(
@@ -202,7 +218,7 @@ class Sealer:
         if not plaintexts or chosen is None:
             return ()
         octets, (session, pair) = self._octets, chosen
-        self._gathered, self._for, self._size, self._octets, self._before = [], None, 0, 0, None
+        self._forget()
         if session.sending is not pair:
             self._drops[DropReason.NO_SESSION] += len(plaintexts)
             return ()
@@ -216,6 +232,9 @@ class Sealer:
         session.packets_out += count
         session.bytes_out += octets
         return ()
+
+    def _forget(self) -> None:
+        self._gathered, self._for, self._size, self._octets, self._before = [], None, 0, 0, None
 
     def _seal_train(
         self, session: Session, pair: SAPair, train: Train, packets: PacketBatch, now: float

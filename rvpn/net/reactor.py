@@ -6,9 +6,10 @@ Twisted puts the name of a descriptor into a context while it works, for the log
 before and after: a dozen calls in Python, a fifth of what an idle tunnel adds to a ping. A `PacketReader`
 does without, and everything else is treated as ever.
 
-A process that sleeps takes tens of microseconds to wake, and finds its caches cold. So the reactor stays
-awake for `BUSY_POLL` after a packet if the last one was waited for no longer than that, giving its core to
-whoever else wants it. One vain attempt ends that, and so does bulk, which keeps it busy enough.
+A process that sleeps takes tens of microseconds to wake, and finds its caches cold. So where `OFTEN` events
+in a row were waited for no longer than `BUSY_POLL`, the reactor stays awake for that time after each. One
+vain attempt ends that for a while, and so does bulk, which keeps it busy enough, and so does somebody else
+who wants the core: it is offered each time, and who took it is not to be kept waiting again.
 
 Who wants another reactor has it with `twistd -r`.
 """
@@ -22,10 +23,14 @@ from twisted.internet.epollreactor import EPOLLIN, EPollReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
 
-#: Seconds to stay awake: half a round trip through a tunnel on a network without delay.
+#: Seconds to stay awake: a round trip through a tunnel on a network without delay.
 BUSY_POLL = 0.0002
-#: Seconds after bulk until that, and until a packet is taken for the only one.
+#: How many events in a row must have come as soon as that.
+OFTEN = 4
+#: Seconds without bulk, and after a vain attempt, until it is tried again.
 QUIET = 0.01
+#: Seconds for which somebody else has had the core if it was wanted at all; it is left alone so long then.
+TAKEN, LEFT_ALONE = 0.0005, 1.0
 #: Bytes of one packet, or a few small ones.
 LITTLE = 2048
 #: Seconds without a packet after which one comes alone, most likely.
@@ -49,37 +54,42 @@ class PacketReader:
 class PacketReactor(EPollReactor):
     """See the module."""
 
-    _waited = BUSY_POLL
-    _bulk_at = 0.0
+    _soon = 0
+    _quiet_from = _sleeping_until = 0.0
 
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events and deal with them; as that of the base, but for packets."""
         most = len(self._selectables)
         began = perf_counter()
-        quiet = began - self._bulk_at > QUIET
-        awake = quiet and self._waited < BUSY_POLL and timeout != 0
-        events = self._busy_poll(began + BUSY_POLL, most) if awake else None
+        quiet = began > self._quiet_from
+        awake = quiet and self._soon >= OFTEN and began > self._sleeping_until and timeout != 0
+        events = self._busy_poll(began, most) if awake else None
         if not events:
             events = self._poller.poll(-1 if timeout is None else timeout, most)
-        self._waited = waited = perf_counter() - began
+        waited = perf_counter() - began
+        self._soon = self._soon + 1 if waited < BUSY_POLL else 0
         for descriptor, event in events:
             selectable = self._selectables.get(descriptor)
             if event == EPOLLIN and isinstance(selectable, PacketReader):
                 selectable.single = quiet and waited > PAUSE
                 selectable.doRead()
                 if selectable.bulk:
-                    self._bulk_at = began + waited
+                    self._quiet_from = began + waited + QUIET
             elif selectable is not None:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
 
-    def _busy_poll(self, end: float, most: int) -> list[tuple[int, int]]:
-        """Return the next events; none if there are none until `end`."""
-        poll = self._poller.poll
-        events: list[tuple[int, int]] = []
-        while not events and perf_counter() < end:
+    def _busy_poll(self, began: float, most: int) -> list[tuple[int, int]]:
+        """Return the next events; none if it was in vain."""
+        poll, end, now = self._poller.poll, began + BUSY_POLL, began
+        while now < end:
             sched_yield()
-            events = poll(0, most)
-        return events
+            before, now = now, perf_counter()
+            if now - before > TAKEN:
+                self._sleeping_until = now + LEFT_ALONE
+            if events := poll(0, most):
+                return list(events)
+        self._sleeping_until = max(self._sleeping_until, now + QUIET)
+        return []
 
     doIteration = doPoll
 

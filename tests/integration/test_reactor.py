@@ -14,7 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from rvpn.net import reactor
-from rvpn.net.reactor import BUSY_POLL, PAUSE, QUIET, PacketReactor, PacketReader
+from rvpn.net.reactor import (
+    BUSY_POLL,
+    LEFT_ALONE,
+    OFTEN,
+    PAUSE,
+    QUIET,
+    TAKEN,
+    PacketReactor,
+    PacketReader,
+)
 
 
 @implementer(IReadDescriptor)
@@ -115,6 +124,11 @@ class FakePoller:
         self.now = 1.0
         self.events: list[float] = []
         self.slept: list[float] = []
+        self.others = 0.0
+
+    def let_others(self) -> None:
+        """Let the other processes of this core run."""
+        self.now += self.others
 
     def clock(self) -> float:
         """Return the time in seconds."""
@@ -155,6 +169,7 @@ class BusyPollTests(SynchronousTestCase):
         self.reactor._poller = self.poller
         self.reactor._selectables = {0: self.reader}
         self.patch(reactor, "perf_counter", self.poller.clock)
+        self.patch(reactor, "sched_yield", self.poller.let_others)
 
     def sleeps(self, *pauses: float) -> list[bool]:
         """Return, for packets with these pauses before them, whether the reactor slept until they came."""
@@ -167,26 +182,42 @@ class BusyPollTests(SynchronousTestCase):
         return slept
 
     def test_awake(self) -> None:
-        """After a packet that came soon the next is awaited awake, until one does not come soon."""
+        """After packets that came soon the next is awaited awake, until one does not come soon."""
         soon, late = BUSY_POLL / 2, BUSY_POLL * 10
-        self.assertEqual(self.sleeps(late, soon, soon, soon), [True, True, False, False])
-        self.assertEqual(self.sleeps(late, late, soon, soon), [True, True, True, False])
+        self.assertEqual(self.sleeps(late, *[soon] * OFTEN, soon, soon), [True] * (OFTEN + 1) + [False] * 2)
+        self.assertEqual(self.sleeps(late, *[soon] * OFTEN, soon), [True] * (OFTEN + 2))
+        self.assertEqual(self.sleeps(QUIET, *[soon] * OFTEN, soon), [True] * (OFTEN + 1) + [False])
+
+    def test_pairs(self) -> None:
+        """Packets in pairs never keep it awake, which would be in vain each time."""
+        self.assertEqual(self.sleeps(*[BUSY_POLL / 20, BUSY_POLL * 5] * 50), [True] * 100)
+
+    def test_core_taken(self) -> None:
+        """Who wants the core gets it, and has it to itself for a while then."""
+        soon = BUSY_POLL / 2
+        self.sleeps(*[soon] * OFTEN)
+        self.poller.others = TAKEN
+        self.assertEqual(self.sleeps(soon), [False])
+        self.assertEqual(self.sleeps(*[soon] * 100), [True] * 100)
+        self.poller.others = 0.0
+        self.sleeps(LEFT_ALONE)
+        self.assertEqual(self.sleeps(*[soon] * OFTEN, soon)[-1], False)
 
     def test_bulk(self) -> None:
         """For a while after bulk nobody stays awake."""
         soon = BUSY_POLL / 2
-        self.assertEqual(self.sleeps(soon, soon), [True, False])
+        self.assertEqual(self.sleeps(*[soon] * OFTEN, soon), [True] * OFTEN + [False])
         self.reader.bulk = True
         self.assertEqual(self.sleeps(soon, soon, soon), [False, True, True])
         self.reader.bulk = False
         self.assertEqual(self.sleeps(*[soon] * int(QUIET / soon / 2)).count(False), 0)
         self.sleeps(QUIET)
-        self.assertEqual(self.sleeps(soon, soon, soon)[-1], False)
+        self.assertEqual(self.sleeps(*[soon] * OFTEN, soon)[-1], False)
 
     def test_timers(self) -> None:
         """What is due at once does not wait, and what is due later waits no longer for it than that."""
         for timeout, late in (0.0, BUSY_POLL / 10), (BUSY_POLL * 4, BUSY_POLL * 2):
-            self.sleeps(BUSY_POLL / 2)
+            self.sleeps(*[BUSY_POLL / 2] * OFTEN)
             before = self.poller.now
             self.reactor.doPoll(timeout)
             self.assertLess(self.poller.now - before, timeout + late)

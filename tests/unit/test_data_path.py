@@ -127,9 +127,14 @@ class OutboundTests(DataPathTestCase):
             {"src": str(source), "dst": str(target)}
             for source, target in (("10.99.0.9", TARGET), (INNER, "192.0.2.7"))
         )
+        segment = partial(packet(TCP, 88))
+        offset = bytearray(segment)
+        offset[32] = 0xF0  # TCP's header would be longer than the packet
         kinds = [
             COMPLETE + same,
             vnet(half).encode() + half,
+            vnet(segment).encode() + segment,
+            vnet(segment).encode() + offset,
             VnetHeader(1, 0, 0, 0, 28, 2).encode() + same,
             *(COMPLETE + packet(UDP, 100, way) for way in ends),
             COMPLETE + packet(UDP, 99),
@@ -138,6 +143,21 @@ class OutboundTests(DataPathTestCase):
             COMPLETE + packet(UDP, 100, tos=4),
         ]
         self.assert_as_alone(kinds, refused=3)
+
+    def test_after_a_failure(self) -> None:
+        """What raised in one batch has no part in the next: each packet is routed anew."""
+        same = COMPLETE + packet(UDP, 100)
+
+        def fail(_source: bytes, _destination: bytes) -> None:
+            raise ValueError("as asked")
+
+        route = self.client.node.route
+        answers = iter((route, fail, route))
+        self.patch(self.client.node, "route", lambda *ends: next(answers)(*ends))
+        self.assertRaises(ValueError, self.seal, self.client, same, COMPLETE + packet(UDP, 200))
+        _, sealed, _ = self.seal(self.client, same)
+        self.assertEqual(len(sealed), 1)
+        self.assertEqual(list(answers), [])
 
     def test_alike_ipv6(self) -> None:
         """So is each packet of IPv6."""
