@@ -186,7 +186,9 @@ class IPFilter:
             # All of a run have one length but its last.
             fitting = slots[count : count + len(row.places)]
             sealed = len(row.places[0][1]) + ICV_SIZE
-            while fitting and len(fitting[-1][2]) != sealed:
+            if len(fitting[0][2]) != sealed:
+                break
+            if len(fitting[-1][2]) != sealed:
                 fitting.pop()
             opened = pair.inbound.open_row(joiner.expected, buffer, fitting, row)
             octets += joiner.grow(opened)

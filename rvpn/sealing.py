@@ -16,7 +16,15 @@ from collections.abc import Collection, Sequence
 from struct import Struct
 from typing import Protocol
 
-from rvpn.constants import BATCH_CAPACITY, IP_HEADER, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader
+from rvpn.constants import (
+    BATCH_CAPACITY,
+    IP_HEADER,
+    MIN_TUNNEL_MTU,
+    RUN_BYTES,
+    RUN_DATAGRAMS,
+    VNET_HEADER,
+    NextHeader,
+)
 from rvpn.errors import DropReason, RemoteError, SAExhausted
 from rvpn.esp.codec import OVERHEAD, TRAILERS, Slot, Slots, slot
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
@@ -190,7 +198,9 @@ class Sealer:
         if cut.longest > session.inner_mtu and (answer := self._too_long(session, inner)):
             return answer
         actions = self._flush(now)
-        if pair.trains and cut.longest <= session.inner_mtu and session.sending is pair:
+        # The least inner MTU holds even where the path carries a little less.
+        fits = cut.longest <= session.inner_mtu != MIN_TUNNEL_MTU
+        if pair.trains and fits and session.sending is pair:
             train = Train.of(cut, inner, pair.outbound.packets + 1)
             if train is not None and self._packets is not None:
                 return [*actions, *self._seal_train(session, pair, train, self._packets, now)]

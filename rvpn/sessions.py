@@ -95,7 +95,7 @@ class SAPair:
         self.control = ControlChannel(peer_spi, sending.control_key, receiving.control_key)
         self.authentication = context.authentication
         self.partial_checksums = mine.partial_checksums and context.peer_parameters.partial_checksums
-        self.trains = mine.trains and context.peer_parameters.trains
+        self.trains = self.partial_checksums and mine.trains and context.peer_parameters.trains
         self.initiator = initiator
         self.path = path
         self.lifetime = answer.lifetime

@@ -22,6 +22,8 @@ from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.transforms import SALT_SIZE, cipher
 
 _NONCE = Struct(f"!{SALT_SIZE}sQ")
+#: Sequence numbers begin at 0, which is never sent, and end before this (RFC 4303 section 2.2).
+SEQUENCES = 1 << 32
 #: SPI and sequence number in one, IV.
 _HEAD = Struct("!Q8s")
 
@@ -147,7 +149,7 @@ class InboundSA(_SA):
         """
         window, salt, decrypt_into, read = self.window, self._salt, self._decrypt_into, _HEAD.unpack_from
         out, ending = row.buffer, row.ending
-        unseen = slots[: window.unseen(sequence, len(slots))]
+        unseen = slots[: min(window.unseen(sequence, len(slots)), SEQUENCES - sequence)]
         first = expected = self.spi << 32 | sequence
         for (offset, additional, sealed), (end, place) in zip(unseen, row.places, strict=False):
             head, iv = read(buffer, offset)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader, TransformID
 from rvpn.errors import DropReason, RemoteError
+from rvpn.esp.codec import OVERHEAD, TRAILERS
 from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path
 from rvpn.ipfilter import IPFilter
@@ -352,6 +353,39 @@ class RefusalTests(SynchronousTestCase):
         """What the others change is a segment of a train."""
         (written,) = self.opened(trailing(self.good))
         self.assertEqual(written[VNET_HEADER:], self.segment)
+
+    def test_forged_run(self) -> None:
+        """
+        A forged datagram is refused by itself, though it claims the next number and only the last datagram of
+        its run is as long as a segment.
+        """
+        sealed = self.tunnel.seal(WHOLE)
+        forged = (sealed[1][:16].ljust(len(sealed[1]) + more, b"x") for more in (4, 0))
+        self.assertEqual(self.tunnel.open([sealed[0], *forged, *sealed[1:]]), [WHOLE])
+        self.assertEqual(self.drops()[DropReason.BAD_ICV], 2)
+
+    def test_past_the_last_number(self) -> None:
+        """A row ends at the last sequence number; what pretends to go on under another SPI is not opened."""
+        outbound = self.tunnel.pair.outbound
+        outbound._hard_limit, outbound.packets = 1 << 33, (1 << 32) - 3
+        inbound = self.tunnel.into.pairs[0].inbound
+        inbound.window.highest = inbound.window._solid = outbound.packets
+        numbers = range(outbound.packets + 1, outbound.packets + 6)
+        segment = trailing(self.good, first=numbers[0] & 0xFF)
+        plaintext = segment + TRAILERS[NextHeader.TRAIN][len(segment) & 3]
+        datagrams = []
+        for number in numbers:
+            head = (outbound.spi << 32 | number & 0xFFFFFFFF) + (number >> 32 << 32)
+            start = head.to_bytes(8) + number.to_bytes(8)
+            sealed = bytearray(len(plaintext) + OVERHEAD)
+            outbound._encrypt_into(
+                outbound._salt + start[8:], plaintext, start[:8], memoryview(sealed)[len(start) :]
+            )
+            sealed[: len(start)] = start
+            datagrams.append(bytes(sealed))
+        cast(Any, self.tunnel.judge).unknown_spi = lambda *_: []
+        self.tunnel.open(datagrams)
+        self.assertEqual(inbound.window.highest, (1 << 32) - 1)
 
     def test_not_negotiated(self) -> None:
         """A train without agreement is malformed."""
