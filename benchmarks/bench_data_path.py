@@ -1,11 +1,11 @@
 """
 What a packet costs on its way through the calculation: ns to segment, seal, open and coalesce it.
 
-Run `python benchmarks/bench_data_path.py`; it takes a minute and needs neither privileges nor a network
-(`-o FILE` writes JSON that `pyperf compare_to` reads). Each figure is for one inner packet of a super-packet
-of 44: `segment` cuts, `seal` and `open` are ESP alone, `coalesce` puts together; `outbound` and `inbound` are
-a client's whole calculation, TUN device and socket left out, in plain ESP and as a `train`, `small` with 64
-packets of 100 bytes.
+Run `.venv/bin/python benchmarks/bench_data_path.py`; it takes a minute and needs neither privileges nor
+a network (`-o FILE` writes JSON that `pyperf compare_to` reads). Each figure is for one inner packet of a
+super-packet of 44: `segment` cuts, `seal` and `open` are ESP alone, `coalesce` puts together; `outbound` and
+`inbound` are a client's whole calculation, TUN device and socket left out, in plain ESP and as a `train`,
+`small` with 64 packets of 100 bytes.
 """
 
 import random
@@ -196,6 +196,9 @@ def discard(_segments: list[bytes]) -> None:
 def main() -> None:
     """Measure all."""
     runner = pyperf.Runner(processes=3, values=5, min_time=0.05)
+    arguments = runner.parse_args()
+    # Few values are few on purpose: pyperf would warn of it after each figure.
+    arguments.quiet |= arguments.fast
 
     def measure(name: str, work: Callable[[], None], count: int) -> None:
         def loops(number: int) -> float:

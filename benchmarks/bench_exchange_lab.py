@@ -8,9 +8,9 @@ Key exchange with a real gateway in the lab: the time and the CPU that one takes
         -> IN_FLIGHT at a time, as many as the gateway takes
     <- figures in JSON: printed with `--json`, else as a table
 
-Run `python benchmarks/bench_exchange_lab.py [--mechanism tls]`; it takes 20 seconds and needs what `rvpn lab`
-needs. An exchange lasts from the client's wish for keys until an ESP packet under them has come back, when
-both ends are sure of them. CPU is that of the whole process, user and system.
+Run `.venv/bin/python benchmarks/bench_exchange_lab.py [--mechanism tls]`; it takes 20 seconds and needs
+what `rvpn lab` needs. An exchange lasts from the client's wish for keys until an ESP packet under them has
+come back, when both ends are sure of them. CPU is that of the whole process, user and system.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """
 What a key exchange costs, from the first datagram to the keys of both ends, in memory, with either mechanism.
 
-Run `python benchmarks/bench_keyexchange.py [--mechanism noise|tls]`; it takes a few seconds and needs neither
-privileges nor a network. All on one core; the acceptor's columns are its part alone. Exchanges with a cookie
-begin twice, and those of `tls` always do. Bytes are UDP payload, both ways.
+Run `.venv/bin/python benchmarks/bench_keyexchange.py [--mechanism noise|tls]`; it takes a few seconds and
+needs neither privileges nor a network. All on one core; the acceptor's columns are its part alone. Exchanges
+with a cookie begin twice, and those of `tls` always do. Bytes are UDP payload, both ways.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """
-How long one policy lookup takes, by the number of tunnel entries: `python benchmarks/bench_policy_lookup.py`.
+How long one policy lookup takes, by the number of tunnel entries:
+`.venv/bin/python benchmarks/bench_policy_lookup.py`.
 
 The data path's lookup, `TunnelIndex.find_packed`, with random overlapping entries and random targets of both
 families. Prints nanoseconds per lookup, the loop around it included. It takes about a second.

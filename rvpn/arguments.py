@@ -1,6 +1,7 @@
 """The command lines of `rvpn` and of the lab's tools: what they have in common."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
@@ -9,6 +10,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """
+        Refuse what is unknown here: argparse would have each subcommand hand it up to the first parser, whose
+        --help knows nothing of that subcommand.
+        """
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, []
 
     def error(self, message: str) -> NoReturn:
         """Say in one line what is wrong, and exit with code 2."""

@@ -13,11 +13,15 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+from rvpn.arguments import Parser
 from rvpn.cli.subcommand import Subparsers
+from rvpn.errors import LocalError
 from rvpn.lab import bars, figures, peers, report
 from rvpn.lab.figures import NONE, RVPN, Figures
 from rvpn.lab.impairment import Impairment
@@ -25,6 +29,16 @@ from rvpn.lab.rounds import Field, Scenario
 from rvpn.lab.saturation import saturate
 
 _MOST_ROUNDS, _LONGEST = 100, 600.0
+#: The options of the comparison, which mean nothing to --saturate; they are absent where they are not given.
+_COMPARISON: Mapping[str, Any] = {
+    "peers": (),
+    "install": False,
+    "rounds": 5,
+    "seconds": 2.0,
+    "delay": 0.0,
+    "loss": 0.0,
+    "write": None,
+}
 #: Files that --write makes.
 JSON_FILE, TABLE_FILE, CHART_FILE = "lab.json", "lab.md", "lab.svg"
 
@@ -38,32 +52,35 @@ def register(parsers: Subparsers) -> None:
         "other, in several rounds. With --loss or --delay the paths between client and gateway are spoilt, "
         "and only what goes through a tunnel is measured, by TCP and pings.",
     )
-    others = ", ".join(name for name, peer in peers.PEERS.items() if peer.program)
-    bench.add_argument("--peers", type=_peers, default=(), metavar="NAMES", help=f"some of: {others}")
-    bench.add_argument("--install", action="store_true", help="have apt-get install those that are missing")
-    bench.add_argument("--rounds", type=_rounds, default=5, metavar="N", help="default: 5")
-    bench.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="of each transfer (default: 2)"
-    )
-    bench.add_argument("--delay", type=_number, default=0.0, metavar="MS", help="of each packet, one way")
-    bench.add_argument("--loss", type=_number, default=0.0, metavar="PERCENT", help="each way")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument(
         "--saturate",
         type=_seconds,
         metavar="S",
         help="instead: watch rvpn's heartbeats and keys for so long while everything is busy",
     )
-    bench.add_argument("--json", action="store_true", help="print one JSON object")
-    bench.add_argument(
+    _register_comparison(bench.add_argument_group("without --saturate", argument_default=argparse.SUPPRESS))
+    bench.set_defaults(run=partial(_bench, bench))
+
+
+def _register_comparison(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the comparison; what is not given is in _COMPARISON."""
+    others = ", ".join(name for name, peer in peers.PEERS.items() if peer.program)
+    group.add_argument("--peers", type=_peers, metavar="NAMES", help=f"some of: {others}")
+    group.add_argument("--install", action="store_true", help="have apt-get install those that are missing")
+    group.add_argument("--rounds", type=_rounds, metavar="N", help="default: 5")
+    group.add_argument("--seconds", type=_seconds, metavar="S", help="of each transfer (default: 2)")
+    group.add_argument("--delay", type=_number, metavar="MS", help="of each packet, one way")
+    group.add_argument("--loss", type=_number, metavar="PERCENT", help="each way")
+    group.add_argument(
         "--write", type=Path, metavar="DIRECTORY", help=f"also write {JSON_FILE}, {TABLE_FILE}, {CHART_FILE}"
     )
-    bench.set_defaults(run=_bench)
 
 
 def _peers(text: str) -> tuple[str, ...]:
     """Take names with commas between them; rvpn and no tunnel may be among them."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
+    for name in names or [text]:
         if name not in peers.PEERS:
             raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(peers.PEERS)}")
     return names
@@ -90,8 +107,12 @@ def _limited(text: str, least: float, most: float) -> float:
     raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from {least:g} to {most:g}")
 
 
-def _bench(options: argparse.Namespace) -> int:
-    return _saturate(options) if options.saturate else _compare(options)
+def _bench(parser: Parser, options: argparse.Namespace) -> int:
+    if options.saturate is None:
+        return _compare(argparse.Namespace(**{**_COMPARISON, **vars(options)}))
+    if given := [f"--{name}" for name in _COMPARISON if name in options]:
+        parser.error(f"--saturate measures something else, and takes no {', '.join(given)}")
+    return _saturate(options)
 
 
 def _saturate(options: argparse.Namespace) -> int:
@@ -102,6 +123,8 @@ def _saturate(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.write:
+        _make(options.write)
     scenario = Scenario(options.seconds, Impairment(delay=options.delay / 1e3, loss=options.loss / 1e2))
     if options.install:
         peers.install(options.peers)
@@ -120,9 +143,9 @@ def _compare(options: argparse.Namespace) -> int:
         versions=_versions(rounds[0]),
         absent=absent,
     )
+    report.say(json.dumps(result) if options.json else report.table(figures.rows(result)))
     if options.write:
         _write(options.write, result)
-    report.say(json.dumps(result) if options.json else report.table(figures.rows(result)))
     return 0
 
 
@@ -160,8 +183,25 @@ def _processor() -> str:
     return platform.machine()
 
 
+def _make(directory: Path) -> None:
+    """Make the directory of --write. Raises `LocalError` if it takes no files."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise LocalError(f"no file can be written to {directory}: {error.strerror}") from error
+
+
 def _write(directory: Path, result: Mapping[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / JSON_FILE).write_text(json.dumps(result, indent=1) + "\n")
-    (directory / TABLE_FILE).write_text(figures.table(result))
-    (directory / CHART_FILE).write_text(bars.chart(result))
+    """Write the files. Raises `LocalError`."""
+    texts = {
+        JSON_FILE: json.dumps(result, indent=1) + "\n",
+        TABLE_FILE: figures.table(result),
+        CHART_FILE: bars.chart(result),
+    }
+    for name, text in texts.items():
+        try:
+            (directory / name).write_text(text)
+        except OSError as error:
+            raise LocalError(f"cannot write {directory / name}: {error.strerror}") from error

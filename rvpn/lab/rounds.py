@@ -26,6 +26,8 @@ DATAGRAM_SIZES = (100, 1300)
 STREAMS = 4
 #: Which part of `seconds` one trial of the search for a rate takes, and the pings of either kind.
 _TRIAL_SHARE, _PING_SHARE = 0.2, 0.75
+#: Seconds of a trial at least: the datagrams of a shorter one are gone before the receiver has its turn.
+_SHORTEST_TRIAL = 0.3
 _PING_INTERVAL = 0.01
 #: Seconds beyond its own that a measurement may take.
 _GRACE = 60.0
@@ -81,11 +83,13 @@ class Contender:
         figures["rss_mb"] = self._gateway_memory() if self._tunnelled else None
         return figures
 
-    def _seconds(self, share: float) -> tuple[str, str]:
-        return "--seconds", str(self._scenario.seconds * share)
+    def _seconds(self, share: float, least: float = 0.0) -> tuple[str, str]:
+        return "--seconds", str(max(self._scenario.seconds * share, least))
 
     def _datagrams(self, size: int) -> float:
-        rate: float = self._load("udp", f"--size={size}", *self._seconds(_TRIAL_SHARE))["per_s"]
+        rate: float = self._load("udp", f"--size={size}", *self._seconds(_TRIAL_SHARE, _SHORTEST_TRIAL))[
+            "per_s"
+        ]
         return rate
 
     def _pings(self, interval: float) -> Figures:

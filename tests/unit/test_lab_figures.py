@@ -2,19 +2,21 @@
 
 import json
 import re
-from contextlib import redirect_stderr
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.arguments import Parser
+from rvpn.cli import main
 from rvpn.lab import bench_command
 from rvpn.lab.bars import chart
 from rvpn.lab.figures import METRICS, Figures, medians, ratios, rows, summary, table
-from rvpn.lab.rounds import resident
+from rvpn.lab.rounds import Field, resident
 from rvpn.lab.saturation import Saturation
 from rvpn.lab.sightings import Judgement
 
@@ -140,6 +142,27 @@ class PageTests(SynchronousTestCase):
         self.assertEqual((directory / bench_command.CHART_FILE).read_text(), chart(result))
 
 
+class FakeField:
+    """Has figures without a laboratory; `meanwhile` happens while it measures."""
+
+    meanwhile: ClassVar[Callable[[], None]]
+
+    def __init__(self, *_terms: object) -> None:
+        self.absent: dict[str, str] = {}
+
+    def round(self) -> dict[str, Figures]:
+        """Return the same as ever."""
+        FakeField.meanwhile()
+        return {"none": figures(4, False), "rvpn": figures(1)}
+
+    def __enter__(self) -> Self:
+        """Return the field itself."""
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """End nothing."""
+
+
 class CommandTests(SynchronousTestCase):
     """The command line."""
 
@@ -154,12 +177,13 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(
             self.parse("--peers", "openvpn, wireguard-go,openvpn").peers, ("openvpn", "wireguard-go")
         )
-        self.assertEqual(self.parse().peers, ())
+        self.assertNotIn("peers", self.parse())
 
     def test_refused(self) -> None:
-        """Unknown peers, and numbers without sense or bound, are refused."""
+        """Unknown peers or none, and numbers without sense or bound, are refused."""
         for words in (
             ("--peers", "tinc"),
+            ("--peers", ""),
             ("--rounds", "0"),
             ("--rounds", "1000"),
             ("--seconds", "nan"),
@@ -170,6 +194,59 @@ class CommandTests(SynchronousTestCase):
         ):
             with redirect_stderr(StringIO()), self.assertRaises(SystemExit):
                 self.parse(*words)
+
+    def run_main(self, *words: str) -> tuple[int | str | None, str, str]:
+        """Run `rvpn lab bench`, in a field without tunnels; return exit code, output and errors."""
+        self.patch(Field, "start", FakeField)
+        output, errors = StringIO(), StringIO()
+        with redirect_stdout(output), redirect_stderr(errors):
+            try:
+                code: int | str | None = main(["lab", "bench", *words])
+            except SystemExit as end:
+                code = end.code
+        return code, output.getvalue(), errors.getvalue()
+
+    def test_unknown(self) -> None:
+        """Who gives an option that the benchmark does not have is led to its own help."""
+        said = (
+            "rvpn lab bench: error: unrecognized arguments: --frobnicate; rvpn lab bench --help tells more\n"
+        )
+        self.assertEqual(self.run_main("--frobnicate"), (2, "", said))
+
+    def test_saturate_alone(self) -> None:
+        """Options of the comparison beside --saturate are refused, even with their default values."""
+        self.patch(bench_command, "saturate", None)
+        for words in (
+            ("--peers", "openvpn"),
+            ("--install",),
+            ("--rounds", "5"),
+            ("--seconds", "2"),
+            ("--delay", "0"),
+            ("--loss", "1"),
+            ("--write", "x"),
+        ):
+            code, _, errors = self.run_main("--saturate", "60", *words)
+            self.assertEqual(code, 2)
+            self.assertIn(f"takes no {words[0]};", errors)
+
+    def test_write_nowhere(self) -> None:
+        """Where --write can write nothing, nothing is measured."""
+        file = Path(self.mktemp())
+        file.write_text("")
+        code, output, errors = self.run_main("--rounds", "1", "--write", str(file / "figures"))
+        self.assertEqual((code, output), (1, ""))
+        self.assertEqual(
+            errors, f"rvpn: error: no file can be written to {file / 'figures'}: Not a directory\n"
+        )
+
+    def test_write_fails(self) -> None:
+        """What was measured is printed even if --write fails afterwards; its directory was made before."""
+        directory = Path(self.mktemp()) / "deeper"
+        FakeField.meanwhile = lambda: (directory / bench_command.TABLE_FILE).mkdir()
+        code, output, errors = self.run_main("--rounds", "1", "--write", str(directory))
+        self.assertEqual(code, 1)
+        self.assertIn("TCP up, Mbit/s", output)
+        self.assertIn(f"cannot write {directory / bench_command.TABLE_FILE}: Is a directory\n", errors)
 
 
 class SaturationTests(SynchronousTestCase):
