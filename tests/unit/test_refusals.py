@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import Endpoint, Event
-from rvpn.refusals import REFUSAL_INTERVAL, SAME_REFUSAL_INTERVAL, Refusals
+from rvpn.refusals import MOST_COUNTED, REFUSAL_INTERVAL, SAME_REFUSAL_INTERVAL, Refusals
 
 HERE, THERE = (Endpoint(ip_address(address), 4500) for address in ("192.0.2.1", "2001:db8::9"))
 NO_KEY, NO_IDENTITY = (
@@ -44,9 +44,27 @@ class RefusalsTests(SynchronousTestCase):
         self.assertTrue(self.tell(2 * REFUSAL_INTERVAL, HERE, NO_IDENTITY))
         self.assertFalse(self.tell(3 * REFUSAL_INTERVAL))
 
+    def test_own_count(self) -> None:
+        """A line counts the refusals of its own address and reason, not those of others meanwhile."""
+        for now, endpoint, error in (
+            (0.0, HERE, NO_KEY),
+            (0.1, THERE, NO_KEY),
+            (0.2, HERE, NO_IDENTITY),
+            (0.3, HERE, NO_IDENTITY),
+            (0.4, HERE, NO_KEY),
+        ):
+            self.tell(now, endpoint, error)
+        for now, endpoint, error, more in (
+            (1.0, HERE, NO_IDENTITY, " (2 more before it)"),
+            (2.0, THERE, NO_KEY, " (1 more before it)"),
+            (10.0, HERE, NO_KEY, " (1 more before it)"),
+            (12.0, THERE, NO_KEY, ""),
+        ):
+            self.assertEqual(self.tell(now, endpoint, error).partition(str(error))[2], more)
+
     def test_many(self) -> None:
         """Strangers at many addresses get a line a second, and what is remembered of them stays small."""
         lines = [self.tell(n / 100, Endpoint(HERE.address + n, 4500)) for n in range(5000)]
         self.assertEqual(sum(map(bool, lines)), 50)
-        self.assertTrue(lines[100].endswith(" (99 more before it)"))
         self.assertLessEqual(len(self.refusals._told_at), SAME_REFUSAL_INTERVAL / REFUSAL_INTERVAL)
+        self.assertEqual(len(self.refusals._untold), MOST_COUNTED)
