@@ -22,7 +22,7 @@ from rvpn.session_control import Status
 from rvpn.sessions import SessionCache
 
 
-class Host(Protocol):
+class Admitter(Protocol):
     """What admission needs to know of its gateway; `draining` is what an administrator says."""
 
     cache: SessionCache
@@ -36,26 +36,26 @@ class Host(Protocol):
 class Admission:
     """See the module."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, gateway: Admitter) -> None:
+        self._gateway = gateway
 
     def offer(self, client: Client) -> Parameters:
         """Return what this gateway says to a client that it calls."""
-        host = self._host
-        return self._about_us(host.terms.offer(host.cache.new_spi(), client.inner_addresses))
+        gateway = self._gateway
+        return self._about_us(gateway.terms.offer(gateway.cache.new_spi(), client.inner_addresses))
 
     def answer(self, client: Client, offer: Parameters, now: float) -> Parameters:
         """Return what this gateway says to a client that authenticated and made this offer."""
-        host = self._host
+        gateway = self._gateway
         return self._about_us(
-            host.terms.answer(host.cache.new_spi(), offer, self._refusal(client, offer, now))
+            gateway.terms.answer(gateway.cache.new_spi(), offer, self._refusal(client, offer, now))
         )
 
     def taken(self, identity: PeerIdentity, inner_addresses: Iterable[IPAddress]) -> str:
         """Say which address is in use by, or granted to, another client, if one is (DESIGN 4)."""
-        clients = self._host.clients
+        clients = self._gateway.clients
         for address in inner_addresses:
-            session = self._host.cache.by_inner.get(address.packed)
+            session = self._gateway.cache.by_inner.get(address.packed)
             if session is not None and session.peer != identity:
                 return f"another client uses {address} now"
             if not clients.grants(identity, (address,)):
@@ -65,22 +65,22 @@ class Admission:
 
     def _refusal(self, client: Client, offer: Parameters, now: float) -> str:
         """Say why a client gets no session; empty if it gets one."""
-        if not self._host.terms.in_common(offer):
+        if not self._gateway.terms.in_common(offer):
             return "no transform in common"
         if not offer.inner_addresses or not set(offer.inner_addresses) <= set(client.inner_addresses):
             return "it is granted other inner addresses"
         if taken := self.taken(client.identity, offer.inner_addresses):
             return taken
-        if offer.literal_heartbeats != self._host.terms.policy.literal_heartbeats:
+        if offer.literal_heartbeats != self._gateway.terms.policy.literal_heartbeats:
             return "HeartbeatAuthentication differs"
-        return "it is draining" if self._host.draining and not self._renews(client, now) else ""
+        return "it is draining" if self._gateway.draining and not self._renews(client, now) else ""
 
     def _renews(self, client: Client, now: float) -> bool:
         """
         Tell whether a client wants keys because those it has are old. One that has lost fresh ones is new
         (X4).
         """
-        session = self._host.cache.get(client.identity)
+        session = self._gateway.cache.get(client.identity)
         pair = session.sending if session is not None else None
         return pair is not None and (pair.worn or now >= pair.made_at + REKEY_JITTER * pair.lifetime)
 
@@ -88,7 +88,7 @@ class Admission:
         """Add what this gateway tells of itself in every exchange."""
         return replace(
             parameters,
-            status=self._host.fitness,
+            status=self._gateway.fitness,
             shortest_defer=SHORTEST_DEFER,
-            lost_key_token=self._host.lost_keys.token(parameters.spi),
+            lost_key_token=self._gateway.lost_keys.token(parameters.spi),
         )

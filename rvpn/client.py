@@ -261,6 +261,7 @@ class Client(TunnelEnd):
     # --- the life of a session ------------------------------------------------------------------------------
 
     def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
+        """See `TunnelEnd`. Keys of a call that close unconfirmed are waited for no more (R12)."""
         self.exchanges.calls.closed(pair)
         return super().close_pair(pair, now)
 

@@ -30,10 +30,10 @@ class Speaker(Protocol):
     cache: SessionCache
 
     def confirmed(self, pair: SAPair, now: float) -> list[Action]:
-        """Hear that the first packet came under the keys of `pair`."""
+        """See `rvpn.ipfilter.Gatekeeper`."""
 
     def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
-        """Hear that the newest packet of `session` came along another path than its own (DESIGN 3)."""
+        """See `rvpn.ipfilter.Gatekeeper`."""
 
     def left(self, session: Session, now: float) -> list[Action]:
         """Hear that the peer closed `session`."""

@@ -61,7 +61,7 @@ class Keyholder(Protocol):
         """Hear that an exchange gave no keys."""
 
     def fail(self, session: Session, reason: str, now: float) -> list[Action]:
-        """End a session."""
+        """End a session that is of no more use, and look for another (R8)."""
 
     def drop(self, reason: DropReason, count: int = 1) -> None:
         """Count datagrams."""

@@ -230,6 +230,7 @@ class Gateway(TunnelEnd):
     # --- the life of a session ------------------------------------------------------------------------------
 
     def close_pair(self, pair: SAPair, now: float) -> Iterable[Action]:
+        """See `TunnelEnd`. A client whose keys close before it confirmed them may be called again (R12)."""
         actions = list(super().close_pair(pair, now))
         if self.acceptances.closed(pair) and pair.session is not None:
             actions += self._calls.unconfirmed(pair.session.peer, now)
