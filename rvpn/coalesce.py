@@ -159,7 +159,6 @@ class Coalescer:
     def _write(self, header: bytes, parts: Collection[bytes]) -> None:
         packets = self.packets
         written = b"".join((header, *parts))
-        start, end = packets.length, packets.length + len(written)
-        packets.buffer[start:end] = written
-        packets.spans.append((start, end))
-        packets.length = end
+        start = packets.length
+        packets.buffer[start : start + len(written)] = written
+        packets.add(len(written))

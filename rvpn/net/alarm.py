@@ -24,18 +24,18 @@ now: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 class Alarm(TimerDescriptor):
-    """Calls `ring` once when the time last given to `set` has come: `when`. What `ring` raises is logged."""
+    """Calls `ring` once when the time last given to `set` has come. What `ring` raises is logged."""
 
     def __init__(self, ring: Callable[[], None], reactor: IReactorFDSet) -> None:
         self._ring = ring
-        self.when: float | None = None
+        self._when: float | None = None
         super().__init__(time.CLOCK_BOOTTIME, reactor)
 
     def set(self, when: float | None) -> None:
         """Ring at `when` on the clock of `now`, instead of when it would have; None: not at all."""
-        if when == self.when or self._descriptor < 0:
+        if when == self._when or self._descriptor < 0:
             return
-        self.when = when
+        self._when = when
         # A time of 0 would disarm it; one that has passed rings at once. Rounded up, it never rings early.
         self.arm(0 if when is None else max(1, math.ceil(when * 1e9)), flags=ABSOLUTE)
 
@@ -45,7 +45,7 @@ class Alarm(TimerDescriptor):
             self.expirations()
         except BlockingIOError:
             return
-        self.when = None
+        self._when = None
         try:
             self._ring()
         except Exception:

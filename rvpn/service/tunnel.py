@@ -269,8 +269,7 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             for action in pending:  # which grows meanwhile
                 pending += self._carry_out(action)
         finally:
-            if (deadline := self.node.deadline()) != self._alarm.when:
-                self._alarm.set(deadline)
+            self._alarm.set(self.node.deadline())
 
     def _carry_out(self, action: Action) -> Iterable[Action]:
         """Do one thing, and return what the node makes of a failure."""
