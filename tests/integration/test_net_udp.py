@@ -1,6 +1,7 @@
 """Real UDP sockets in network namespaces: addresses, ICMP errors, path MTU, and how failures are told."""
 
 import errno
+import os
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -362,6 +363,10 @@ class FullTests(UDPTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        # A veth pair has a queue on each core, and so keeps the order of one core's datagrams alone.
+        cores = os.sched_getaffinity(0)
+        self.addCleanup(os.sched_setaffinity, 0, cores)
+        os.sched_setaffinity(0, {min(cores)})
         self.far = Namespace(self)
         self.here.connect("outside", self.far, "outside")
         self.here.address("outside", "192.0.2.1/24")
