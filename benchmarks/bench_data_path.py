@@ -19,7 +19,7 @@ import pyperf
 from rvpn.client import Client
 from rvpn.coalesce import Coalescer
 from rvpn.constants import BATCH_CAPACITY, Mechanism, NextHeader, TransformID
-from rvpn.esp.codec import HEADER, TRAILERS, Slots, sealed_size, slot
+from rvpn.esp.codec import HEADER, TRAILERS, KeptSlots, sealed_size
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.sa import InboundSA, OutboundSA
 from rvpn.esp.transforms import KEY_SIZE, SALT_SIZE
@@ -129,8 +129,10 @@ def sealed(plaintexts: list[bytes], transform: TransformID, spi: int) -> Datagra
     """Return a run of ESP packets."""
     datagrams, size = DatagramBatch(BATCH_CAPACITY), len(plaintexts[0]) + sealed_size(0) - 4
     sa = OutboundSA(spi, transform, bytes(KEY_SIZE), bytes(SALT_SIZE))
-    sa.seal_run(plaintexts, datagrams.buffer, Slots().of(datagrams.view, 0, size, len(plaintexts)))
-    datagrams.add(Path(Endpoint(GATEWAY, 4500)), size * len(plaintexts), size)
+    count = len(plaintexts)
+    slots = KeptSlots().of(datagrams.view, 0, size, 0, count)
+    sa.seal_run(sa.spend(count), plaintexts, datagrams.buffer, slots)
+    datagrams.add(Path(Endpoint(GATEWAY, 4500)), size * count, size)
     return datagrams
 
 
@@ -153,18 +155,20 @@ def esp(transform: TransformID, plaintexts: list[bytes]) -> tuple[Callable[[], N
     """Return the work of sealing and of opening a run."""
     datagrams = sealed(plaintexts, transform, 0x1000)
     size, count = datagrams.runs[0].size, len(plaintexts)
-    slots = [slot(datagrams.view, at * size, (at + 1) * size) for at in range(count)]
-    outer = OutboundSA(0x1000, transform, bytes(KEY_SIZE), bytes(SALT_SIZE), hard_limit=1 << 62)
+    slots = KeptSlots().of(datagrams.view, 0, size, 0, count)
+    outer = OutboundSA(0x1000, transform, bytes(KEY_SIZE), bytes(SALT_SIZE))
     inner = InboundSA(0x1000, transform, bytes(KEY_SIZE), bytes(SALT_SIZE))
     fresh = sealed(plaintexts, transform, 0x1000)
-    received = [(*HEADER.unpack_from(fresh.buffer, at * size), at * size) for at in range(count)]
     arrived = [
-        (sequence, iv.to_bytes(8), *slot(fresh.view, at, at + size)[1:]) for _, sequence, iv, at in received
+        (sequence, bytes(fresh.buffer[at + 8 : at + HEADER.size]), additional, sealed)
+        for sequence, (at, additional, sealed) in enumerate(
+            zip(*KeptSlots().of(fresh.view, 0, size, 0, count), strict=True), start=1
+        )
     ]
 
     def seal() -> None:
         outer.packets = 0
-        outer.seal_run(plaintexts, datagrams.buffer, slots)
+        outer.seal_run(outer.spend(count), plaintexts, datagrams.buffer, slots)
 
     def unseal() -> None:
         inner.window = ReplayWindow()
@@ -226,7 +230,7 @@ def main() -> None:
     measure("inbound", inbound(segments), SEGMENTS)
     train = Train.of(plan, view, 1)
     assert train is not None
-    slices = [back[start : start + SIZE] + train.behind(SIZE) for start in range(40, len(back), SIZE)]
+    slices = train.cut(view)
     measure("outbound, train", outbound(vnet(there, SIZE).encode() + there, trains=True), SEGMENTS)
     measure("inbound, train", inbound(slices, trains=True), SEGMENTS)
     measure("outbound, small", outbound(*[small] * SMALL), SMALL)

@@ -15,7 +15,6 @@ further is counted under its `DropReason`.
 
 from collections import Counter
 from itertools import islice
-from operator import length_hint
 from struct import Struct
 from typing import Protocol
 
@@ -27,7 +26,7 @@ from rvpn.constants import (
     NextHeader,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import ICV_SIZE, SHORTEST, Slot, Slots, slot
+from rvpn.esp.codec import ICV_SIZE, SHORTEST, KeptSlots, Slots
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.joining import Joiner
 from rvpn.packet import addresses
@@ -75,7 +74,7 @@ class IPFilter:
         #: What the packet that grows came under: it may have begun in the run before.
         self._growing: SAPair | None = None
         self._joiner = Joiner()
-        self._slots = Slots()
+        self._slots = KeptSlots()
         self._spare = 0
         self.drops: Counter[DropReason] = Counter()
         self.heard: list[Session] = []
@@ -109,16 +108,14 @@ class IPFilter:
         self._coalescer.flush()
         self._joiner.close()
 
-    def _cut(self, run: Run, view: memoryview) -> list[Slot]:
+    def _cut(self, run: Run, view: memoryview) -> Slots:
         """Return the slots of a run, but not that of a last datagram too short for one."""
         count, rest = divmod(run.end - run.start, run.size)
-        slots = self._slots.of(view, run.start, run.size, count)[:count]
-        if rest >= SHORTEST:
-            slots.append(slot(view, run.end - rest, run.end))
-        return slots
+        slots = self._slots.of(view, run.start, run.size, 0, count)
+        return slots.add(view, run.end - rest, run.end) if rest >= SHORTEST else slots
 
     def _open_run(
-        self, run: Run, slots: list[Slot], datagrams: DatagramBatch, actions: list[Action], now: float
+        self, run: Run, slots: Slots, datagrams: DatagramBatch, actions: list[Action], now: float
     ) -> None:
         """
         Open ESP packets; what does not depend on the packet is done once for those with one SPI, or, if they
@@ -128,8 +125,8 @@ class IPFilter:
         coalescer, joiner = self._coalescer, self._joiner
         current, session, pair = -1, None, None
         opened = octets = 0
-        todo = iter(slots)
-        for offset, additional, sealed in todo:
+        todo = enumerate(zip(*slots, strict=True))
+        for number, (offset, additional, sealed) in todo:
             spi, sequence, iv = read(buffer, offset)
             if spi != current:
                 self._count(session, opened, octets)
@@ -142,7 +139,7 @@ class IPFilter:
             try:
                 row = 0
                 if sequence == joiner.expected:
-                    row, length = self._open_row(pair, buffer, slots[len(slots) - length_hint(todo) - 1 :])
+                    row, length = self._open_row(pair, buffer, slots.part(number, len(slots.starts)))
                 if row:
                     next(islice(todo, row - 1, row - 1), None)
                     sequence += row - 1
@@ -176,26 +173,20 @@ class IPFilter:
         session.heard(now)
         return session
 
-    def _open_row(self, pair: SAPair, buffer: bytearray, slots: list[Slot]) -> tuple[int, int]:
+    def _open_row(self, pair: SAPair, buffer: bytearray, slots: Slots) -> tuple[int, int]:
         """
         Open what of `slots` continues a train, straight behind its last segment; return how many packets
         these are, and the bytes of the inner ones.
         """
-        joiner, count, octets = self._joiner, 0, 0
-        while (row := joiner.row(len(slots) - count)).places and count < len(slots):
-            # All of a run have one length but its last.
-            fitting = slots[count : count + len(row.places)]
-            sealed = len(row.places[0][1]) + ICV_SIZE
-            if len(fitting[0][2]) != sealed:
-                break
-            if len(fitting[-1][2]) != sealed:
-                fitting.pop()
-            opened = pair.inbound.open_row(joiner.expected, buffer, fitting, row)
-            octets += joiner.grow(opened)
-            count += opened
-            if opened < len(row.places):
-                break
-        return count, octets
+        joiner, sealed = self._joiner, slots.sealed
+        places = joiner.row(len(sealed))
+        # The datagrams of a run have one length, and the segments of a train, but the last one of each.
+        if places and len(sealed[len(places) - 1]) != len(places[-1]) + ICV_SIZE:
+            places.pop()
+        if not places or len(sealed[0]) != len(places[0]) + ICV_SIZE:
+            return 0, 0
+        opened = pair.inbound.open_row(joiner.expected, buffer, slots, places)
+        return opened, joiner.grow(opened)
 
     def _count(self, session: Session | None, packets: int, octets: int) -> None:
         if session is not None and packets:

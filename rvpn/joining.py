@@ -12,13 +12,35 @@ no span.
 
 from rvpn.constants import VNET_HEADER
 from rvpn.errors import DropReason, RemoteError
-from rvpn.esp.codec import Row
+from rvpn.esp.codec import KEPT_RUNS
 from rvpn.interfaces import PacketBatch
-from rvpn.trains import Places, Train
+from rvpn.trains import Train
 
 #: What grows begins at a multiple of so many bytes if there is room: its places are likely to be known then.
 ALIGNMENT = 1 << 12
 _NOTHING = -1
+
+
+class Places:
+    """Where the segments of trains are opened in a batch's buffer, kept as `rvpn.esp.codec` keeps slots."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(b"")
+        self._kept: dict[tuple[int, int, int], list[memoryview]] = {}
+
+    def of(self, view: memoryview, start: int, size: int, behind: int, count: int) -> list[memoryview]:
+        """
+        Return the places of `count` slices of `size` bytes from `start` on, or of more, each with `behind`
+        bytes behind it, which overlap the next.
+        """
+        if view is not self._view or len(self._kept) >= KEPT_RUNS:
+            self._view = view
+            self._kept.clear()
+        kept = self._kept.setdefault((start, size, behind), [])
+        for number in range(len(kept), count):
+            begin = start + number * size
+            kept.append(view[begin : begin + size + behind])
+        return kept
 
 
 class Joiner:
@@ -55,7 +77,7 @@ class Joiner:
         """
         number = sequence - train.first & 0xFF
         payload = train.payload(number)
-        ending = train.ending if payload == train.size else train.behind(payload)
+        ending = train.ending if payload == train.size else train.last_ending
         if not payload or plaintext[payload:] != ending:
             raise RemoteError(DropReason.MALFORMED_PACKET, f"{len(plaintext)} bytes for segment {number}")
         self.close()
@@ -69,20 +91,23 @@ class Joiner:
         self.expected = sequence + 1 if number + 1 < train.segments else _NOTHING
         return headers + payload
 
-    def row(self, most: int) -> Row:
-        """Return where the packets from `expected` on are to be opened, `most` at most, all of one length."""
-        train, packets = self._train, self.packets
-        if train is None or not (payload := train.payload(self._end)):
-            return Row(packets.buffer, (), b"")
-        before, left = self._end - self._begin, train.segments - 1 - self._end
-        if left:
-            end = before + min(left, most)
-            known = self._places.of(packets.view, self._base, payload, len(train.ending), end)
-            return Row(packets.buffer, known[before:end], train.ending)
-        ending = train.behind(payload)
-        at = self._at + payload
-        last = slice(at, at + len(ending)), packets.view[self._at : at + len(ending)]
-        return Row(packets.buffer, (last,), ending)
+    def row(self, most: int) -> list[memoryview]:
+        """
+        Return where the packets from `expected` on are to be opened, `most` at most.
+
+        All have one length, but that of a train's last segment may be shorter.
+        """
+        train, view = self._train, self.packets.view
+        if train is None:
+            return []
+        count = min(train.segments - self._end, most)
+        before, ends = self._end - self._begin, self._end + count == train.segments
+        end = before + count - ends
+        places = self._places.of(view, self._base, train.size, len(train.ending), end)[before:end]
+        if ends:
+            at = self._base + end * train.size
+            places.append(view[at : at + train.last + len(train.last_ending)])
+        return places
 
     def grow(self, count: int) -> int:
         """Take the first `count` packets of the row for opened; return the length of the inner packets."""

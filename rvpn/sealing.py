@@ -26,7 +26,7 @@ from rvpn.constants import (
     NextHeader,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import OVERHEAD, TRAILERS, Slot, Slots, slot
+from rvpn.esp.codec import OVERHEAD, TRAILERS, KeptSlots, Slots
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.offload import (
     CHECKSUM_OFFSET,
@@ -41,7 +41,7 @@ from rvpn.offload import (
 )
 from rvpn.packet import addresses, inspect
 from rvpn.sessions import SAPair, Session
-from rvpn.trains import Load, Places, Train
+from rvpn.trains import Train
 
 #: What tells how a packet is to be treated: its virtio_net_hdr, and its IP header without IPv4's
 #: identification and checksum.
@@ -79,9 +79,7 @@ class Sealer:
     def __init__(self, router: Router, drops: Counter[DropReason]) -> None:
         self._router = router
         self._drops = drops
-        self._slots = Slots()
-        self._places = Places()
-        self._packets: PacketBatch | None = None
+        self._slots = KeptSlots()
         self._datagrams = DatagramBatch(0)
         self._gathered: list[bytes] = []
         self._for: tuple[Session, SAPair] | None = None
@@ -93,7 +91,7 @@ class Sealer:
     def seal(self, packets: PacketBatch, datagrams: DatagramBatch, now: float) -> list[Action]:
         """See `rvpn.interfaces.Node.outbound`."""
         datagrams.clear()
-        self._packets, self._datagrams = packets, datagrams
+        self._datagrams = datagrams
         if self._gathered:  # what raised in the last batch is no matter of this one
             self._forget()
         actions: list[Action] = []
@@ -200,15 +198,15 @@ class Sealer:
         actions = self._flush(now)
         # The least inner MTU holds even where the path carries a little less.
         fits = cut.longest <= session.inner_mtu != MIN_TUNNEL_MTU
-        if pair.trains and fits and session.sending is pair:
-            train = Train.of(cut, inner, pair.outbound.packets + 1)
-            if train is not None and self._packets is not None:
-                return [*actions, *self._seal_train(session, pair, train, self._packets, now)]
-        if cut.partial and pair.partial_checksums:
-            next_header = NextHeader.PARTIAL
-        complete = not pair.partial_checksums
-        self._for, self._gathered = (session, pair), cut.segments(TRAILERS[next_header], complete=complete)
-        self._octets = cut.octets
+        train = Train.of(cut, inner, pair.outbound.packets + 1) if pair.trains and fits else None
+        self._for, self._octets = (session, pair), cut.octets
+        if train is not None:
+            self._gathered = train.cut(inner)
+        else:
+            if cut.partial and pair.partial_checksums:
+                next_header = NextHeader.PARTIAL
+            complete = not pair.partial_checksums
+            self._gathered = cut.segments(TRAILERS[next_header], complete=complete)
         return [*actions, *self._flush(now)]
 
     def _too_long(self, session: Session, packet: memoryview) -> list[Action]:
@@ -237,8 +235,12 @@ class Sealer:
             numbers = pair.outbound.spend(count)
         except SAExhausted as error:
             return self._router.fail(session, str(error), now)
-        slots = self._place(session.path, count, len(plaintexts[0]), len(plaintexts[-1]))
-        pair.outbound.seal_spent(numbers, plaintexts, self._datagrams.buffer, slots)
+        done = 0
+        while done < count:
+            slots = self._place(session.path, count - done, len(plaintexts[done]), len(plaintexts[-1]))
+            end = done + len(slots.starts)
+            pair.outbound.seal_run(numbers[done:end], plaintexts[done:end], self._datagrams.buffer, slots)
+            done = end
         session.packets_out += count
         session.bytes_out += octets
         return ()
@@ -246,50 +248,25 @@ class Sealer:
     def _forget(self) -> None:
         self._gathered, self._for, self._size, self._octets, self._before = [], None, 0, 0, None
 
-    def _seal_train(
-        self, session: Session, pair: SAPair, train: Train, packets: PacketBatch, now: float
-    ) -> Sequence[Action]:
-        """Seal the packet of `packets` whose turn it is as a train."""
-        count, (start, end) = train.segments, packets.spans[packets.taken]
-        try:
-            numbers = pair.outbound.spend(count)
-        except SAExhausted as error:
-            return self._router.fail(session, str(error), now)
-        load = Load(train, packets, start, self._places)
-        slots = self._place(session.path, count, *load.sizes)
-        pair.outbound.seal_spent(reversed(numbers), load.backwards(), self._datagrams.buffer, reversed(slots))
-        session.packets_out += count
-        session.bytes_out += end - start - VNET_HEADER + (count - 1) * train.where.payload
-        return ()
-
-    def _place(self, path: Path, count: int, size: int, last: int) -> list[Slot]:
+    def _place(self, path: Path, count: int, size: int, last: int) -> Slots:
         """
-        Return slots for `count` plaintexts of `size` bytes, the last one of `last`, in the last run of the
-        batch as far as they continue it, and in new ones.
+        Return slots for as many of `count` plaintexts as continue the last run of the batch, or else fit into
+        a new one. They have `size` bytes, the last one `last`.
         """
         size, last = size + OVERHEAD, last + OVERHEAD
-        slots = self._in_run(path, count, size, last)
-        while len(slots) < count:
-            slots += self._in_run(path, count - len(slots), size, last)
-        return slots
-
-    def _in_run(self, path: Path, count: int, size: int, last: int) -> list[Slot]:
-        """Return the slots of as many as continue the last run, or else fit into a new one."""
         datagrams = self._datagrams
         runs = datagrams.runs
         run = runs[-1] if runs else None
-        if count == 1:
-            size = last
         if run is None or run.path is not path or not (room := _room(run, size, count)):
             run = Run(path, datagrams.length, datagrams.length, size)
             room = max(1, min(RUN_DATAGRAMS, RUN_BYTES // size))
             runs.append(run)
         count, size, last = (count, run.size, last) if count <= room else (room, run.size, run.size)
-        before = (run.end - run.start) // size
-        slots = self._slots.of(datagrams.view, run.start, size, before + count)[before : before + count]
+        before, whole = (run.end - run.start) // size, count - (last != size)
+        slots = self._slots.of(datagrams.view, run.start, size, before, before + whole)
         end = run.end + (count - 1) * size + last
-        if last != size:
-            slots[-1] = slot(datagrams.view, end - last, end)
+        if whole < count:
+            slots.add(datagrams.view, end - last, end)
         run.end = datagrams.length = end
         return slots
 

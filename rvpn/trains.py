@@ -6,25 +6,21 @@ Trains: super-packets of TCP whose segments travel without headers of their own,
 
 Each packet is one segment, and says all about itself: what is lost is a segment, as in plain ESP, and packets
 may come in any order. But what stands behind the payload is the same throughout, so that neither end makes
-headers for each segment or moves its payload:
-
-    out  the slices are sealed where they lie, from the last one to the first, so that what is put behind each
-         overwrites what is sealed already (`Load`)
-    in   each is opened straight behind the one before, over what stood behind that (rvpn.joining)
+headers for each segment, and the receiver opens each straight behind the one before, over what stood behind
+that (rvpn.joining).
 
 `Train` is what the packets have in common: the headers of the super-packet as they are, 20 to 60 bytes of
 IPv4 or 40 of IPv6 and 20 to 60 of TCP; the bytes of a slice but the last (2); the bytes of the headers (1);
 and the ESP sequence number of the first packet, modulo 256 (1). The numbers of a train follow one another.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from struct import Struct
 
 from rvpn.coalesce import ALONE, LONGEST
-from rvpn.constants import IP_HEADER, TRAIN_FIELDS, VNET_HEADER, NextHeader
+from rvpn.constants import IP_HEADER, TRAIN_FIELDS, NextHeader
 from rvpn.errors import DropReason, RemoteError
-from rvpn.esp.codec import KEPT_RUNS, TRAILERS, Place
-from rvpn.interfaces import PacketBatch
+from rvpn.esp.codec import TRAILERS
 from rvpn.offload import (
     CHECKSUM_OFFSET,
     FIN,
@@ -51,43 +47,30 @@ _TRAILERS = TRAILERS[NextHeader.TRAIN]
 _GSO_TYPE = {4: GSO_TCPV4, 6: GSO_TCPV6}
 
 
-class Places:
-    """The places of trains in a batch's buffer, kept as `rvpn.esp.codec.Slots` keeps its."""
-
-    def __init__(self) -> None:
-        self._view = memoryview(b"")
-        self._kept: dict[tuple[int, int, int], list[Place]] = {}
-
-    def of(self, view: memoryview, start: int, size: int, behind: int, count: int) -> list[Place]:
-        """
-        Return the places of `count` slices of `size` bytes from `start` on, or of more, each with `behind`
-        bytes behind it, which overlap the next.
-        """
-        if view is not self._view or len(self._kept) >= KEPT_RUNS:
-            self._view = view
-            self._kept.clear()
-        kept = self._kept.setdefault((start, size, behind), [])
-        for number in range(len(kept), count):
-            begin = start + number * size
-            end = begin + size
-            kept.append((slice(end, end + behind), view[begin : end + behind]))
-        return kept
-
-
 class Train:
     """
     What the packets of a train have in common: see the module. `where` tells the parts of `headers`,
-    `segments` how many there are, `last` how many bytes of payload the last one has. `ending` is what stands
-    behind the payload of all others, up to the ICV.
+    `segments` how many there are, `last` how many bytes of payload the last one has. `last_ending` is what
+    stands behind that, up to the ICV, and `ending` behind the payload of all others.
     """
 
-    __slots__ = ("_header_at", "ending", "first", "headers", "last", "segments", "size", "where")
+    __slots__ = (
+        "_header_at",
+        "ending",
+        "first",
+        "headers",
+        "last",
+        "last_ending",
+        "segments",
+        "size",
+        "where",
+    )
 
     def __init__(self, headers: bytes, where: Transport, size: int, first: int, payload: int) -> None:
         self.headers, self.where, self.size, self.first = headers, where, size, first & 0xFF
         whole, rest = divmod(payload - 1, size)
         self.segments, self.last = whole + 1, rest + 1
-        self.ending = self.behind(size)
+        self.ending, self.last_ending = self._behind(size), self._behind(self.last)
         self._header_at: Callable[[int], bytes] | None = None
 
     @classmethod
@@ -134,10 +117,17 @@ class Train:
             return self.size
         return self.last if number < self.segments else 0
 
-    def behind(self, payload: int) -> bytes:
-        """Return what stands behind so many bytes of payload, up to the ICV."""
+    def _behind(self, payload: int) -> bytes:
         fields = self.headers + _FIELDS.pack(self.size, len(self.headers), self.first)
         return fields + _TRAILERS[payload + len(fields) & 3]
+
+    def cut(self, packet: memoryview) -> list[bytes]:
+        """Return what is to be sealed of the super-packet: all of equal length but the last."""
+        begin, size, ending, join = self.where.payload, self.size, self.ending, b"".join
+        last = begin + (self.segments - 1) * size
+        segments = [join((packet[at : at + size], ending)) for at in range(begin, last, size)]
+        segments.append(join((packet[last:], self.last_ending)))
+        return segments
 
     def headers_of(self, begin: int, end: int) -> bytes:
         """Return the virtio_net_hdr and headers of one packet of the segments from `begin` up to `end`."""
@@ -156,33 +146,3 @@ class Train:
         kind, size = (_GSO_TYPE[headers[0] >> 4], size) if count > 1 else (GSO_NONE, 0)
         field = where.offset, CHECKSUM_OFFSET[TCP]
         return write_header(NEEDS_CSUM, kind, where.payload, size, *field) + headers
-
-
-class Load:
-    """
-    The segments of a train to be sealed: those of the super-packet at `start` of a batch, with its
-    virtio_net_hdr, which they overwrite.
-    """
-
-    def __init__(self, train: Train, packets: PacketBatch, start: int, places: Places) -> None:
-        view, size, whole = packets.view, train.size, train.segments - 1
-        self._buffer, self._behind = packets.buffer, train.ending
-        base = start + VNET_HEADER + train.where.payload
-        end = base + whole * size
-        # What is put behind must not fall on the packet that comes next: these segments are copied.
-        room = max(0, whole * size + train.last - len(self._behind))
-        count = min(whole, room // size)
-        self._places = places.of(view, base, size, len(self._behind), count)[:count]
-        rest = (view[at : at + size] for at in range(base + count * size, end, size))
-        self._copied = [b"".join((payload, self._behind)) for payload in rest]
-        self._copied.append(b"".join((view[end : end + train.last], train.behind(train.last))))
-        #: Bytes of the encrypted part of all segments but the last, and of that.
-        self.sizes = size + len(self._behind), len(self._copied[-1])
-
-    def backwards(self) -> Iterator[bytes | memoryview]:
-        """Return the plaintexts from the last to the first; each holds only until the next is asked for."""
-        buffer, behind = self._buffer, self._behind
-        yield from reversed(self._copied)
-        for place, plaintext in reversed(self._places):
-            buffer[place] = behind
-            yield plaintext

@@ -15,7 +15,6 @@ The SPI and sequence number are those of RFC 4303 without extended sequence numb
 the trailer is behind the inner packet before `sa` encrypts it, and is read after `sa` has opened it.
 """
 
-from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -50,32 +49,32 @@ TRAILERS: dict[int, tuple[bytes, ...]] = {
 }
 
 
-#: Bytes of an ESP packet in a batch's buffer: where they start, those authenticated as additional data, and
-#: all behind the header.
-Slot = tuple[int, memoryview, memoryview]
-
-
-def slot(view: memoryview, start: int, end: int) -> Slot:
-    """Return the slot of the ESP packet in `view[start:end]`."""
-    return start, view[start : start + AAD_SIZE], view[start + HEADER.size : end]
-
-
-#: A piece of payload in a buffer: where what stands behind it is, and both.
-Place = tuple[slice, memoryview]
-
-
-class Row(NamedTuple):
+class Slots(NamedTuple):
     """
-    Where packets that follow one another are to be opened: at `places` in `buffer`, which overlap, as each
-    begins where the payload of the one before ends. All end with `ending`, which the next overwrites.
+    The bytes of ESP packets in a batch's buffer: where each starts, those authenticated as additional data,
+    and all behind the header.
+
+    In columns, so that one step after the other is done for all packets: the same code again and again takes
+    three quarters of the time of a loop that does everything for each.
     """
 
-    buffer: bytearray
-    places: Sequence[Place]
-    ending: bytes
+    starts: list[int]
+    additional: list[memoryview]
+    sealed: list[memoryview]
+
+    def add(self, view: memoryview, start: int, end: int) -> "Slots":
+        """Add the packet in `view[start:end]`; return these slots."""
+        self.starts.append(start)
+        self.additional.append(view[start : start + AAD_SIZE])
+        self.sealed.append(view[start + HEADER.size : end])
+        return self
+
+    def part(self, begin: int, end: int) -> "Slots":
+        """Return some of the slots, in lists of their own."""
+        return Slots(self.starts[begin:end], self.additional[begin:end], self.sealed[begin:end])
 
 
-class Slots:
+class KeptSlots:
     """
     The slots of a batch, kept for when its buffer is used in the same way again: making those of one packet
     takes a quarter of the time for sealing it.
@@ -83,18 +82,20 @@ class Slots:
 
     def __init__(self) -> None:
         self._view = memoryview(b"")
-        self._kept: dict[tuple[int, int], list[Slot]] = {}
+        self._kept: dict[tuple[int, int], Slots] = {}
 
-    def of(self, view: memoryview, start: int, size: int, count: int) -> list[Slot]:
-        """Return the slots of ESP packets of `size` bytes from `start` on: `count` of them, or more."""
+    def of(self, view: memoryview, start: int, size: int, begin: int, end: int) -> Slots:
+        """Return those from `begin` up to `end` of the ESP packets of `size` bytes from `start` on."""
         if view is not self._view or len(self._kept) >= KEPT_RUNS:
             self._view = view
             self._kept.clear()
-        kept = self._kept.setdefault((start, size), [])
-        for number in range(len(kept), count):
+        kept = self._kept.get((start, size))
+        if kept is None:
+            kept = self._kept[start, size] = Slots([], [], [])
+        for number in range(len(kept.starts), end):
             offset = start + number * size
-            kept.append(slot(view, offset, offset + size))
-        return kept
+            kept.add(view, offset, offset + size)
+        return kept.part(begin, end)
 
 
 def length_of(plaintext: bytes) -> int:

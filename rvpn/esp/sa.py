@@ -2,9 +2,9 @@
 Security associations: one direction of one session's ESP, with its key, counters and replay window (RFC
 4303).
 
-Outbound, for a run of packets: count them all, then for each write the header into its slot of the datagram
-batch and encrypt behind it. Inbound: check the replay window, open, commit to the window, read the trailer
-(or leave that to who said where to put it).
+Outbound, for a run of packets: count them all, write the headers into their slots of the datagram batch, then
+encrypt behind each. Inbound: check the replay window, open, commit to the window, read the trailer (or leave
+that to who said where to put it).
 
 The IV is a 64-bit counter, as RFC 4106 section 3.1 and RFC 7634 section 2 suggest; it equals the sequence
 number.
@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidTag
 
 from rvpn.constants import HARD_LIMIT_PACKETS, TransformID
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import HEADER, OVERHEAD, TRAILERS, Row, Slot, length_of, slot
+from rvpn.esp.codec import HEADER, OVERHEAD, TRAILERS, Slots, length_of
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.transforms import SALT_SIZE, cipher
 
@@ -75,36 +75,27 @@ class OutboundSA(_SA):
         self.packets += count
         return range(sequence + 1, sequence + count + 1)
 
-    def seal_run(self, plaintexts: Sequence[bytes], buffer: bytearray, slots: Sequence[Slot]) -> None:
-        """See `spend` and `seal_spent`."""
-        self.seal_spent(self.spend(len(plaintexts)), plaintexts, buffer, slots)
-
-    def seal_spent(
-        self,
-        numbers: Iterable[int],
-        plaintexts: Iterable[bytes | memoryview],
-        buffer: bytearray,
-        slots: Iterable[Slot],
+    def seal_run(
+        self, numbers: Iterable[int], plaintexts: Iterable[bytes], buffer: bytearray, slots: Slots
     ) -> None:
         """
         Write an ESP packet for each of `plaintexts`, inner packets with their trailers, into its slot.
 
-        `numbers` are of those that `spend` returned, each given once. The next plaintext is asked for when
-        the one before is sealed.
+        `numbers` are of those that `spend` returned, each given once.
         """
-        spi, salt, encrypt_into = self.spi, self._salt, self._encrypt_into
-        write_header, nonce = HEADER.pack_into, _NONCE.pack
-        for sequence, plaintext, (offset, additional, sealed) in zip(
-            numbers, plaintexts, slots, strict=False
-        ):
-            write_header(buffer, offset, spi, sequence, sequence)
-            encrypt_into(nonce(salt, sequence), plaintext, additional, sealed)
+        spi, salt, write_header, nonce = self.spi, self._salt, HEADER.pack_into, _NONCE.pack
+        nonces = []
+        for sequence, start in zip(numbers, slots.starts, strict=False):
+            write_header(buffer, start, spi, sequence, sequence)
+            nonces.append(nonce(salt, sequence))
+        for _ in map(self._encrypt_into, nonces, plaintexts, slots.additional, slots.sealed):
+            pass
 
     def seal(self, packet: bytes, next_header: int) -> bytes:
         """Return the ESP packet that carries `packet`; for the few that do not go through a batch."""
         plaintext = packet + TRAILERS[next_header][len(packet) & 3]
         out = bytearray(len(plaintext) + OVERHEAD)
-        self.seal_run([plaintext], out, [slot(memoryview(out), 0, len(out))])
+        self.seal_run(self.spend(1), [plaintext], out, Slots([], [], []).add(memoryview(out), 0, len(out)))
         return bytes(out)
 
 
@@ -139,28 +130,27 @@ class InboundSA(_SA):
         window.commit(sequence)
         return plaintext, length_of(plaintext)
 
-    def open_row(self, sequence: int, buffer: bytearray, slots: Sequence[Slot], row: Row) -> int:
+    def open_row(self, sequence: int, buffer: bytearray, slots: Slots, places: Sequence[memoryview]) -> int:
         """
-        Open packets with the numbers from `sequence` on, each into its place of `row`; return how many.
+        Open packets with the numbers from `sequence` on, each into its place; return how many.
 
-        Slots and places fit together. Stops before the first packet that has another number, was seen, does
-        not open or does not end as the row does: that is as if untouched, but nobody may see what its place
-        then holds.
+        Slots and places fit together. Stops before the first packet that has another number, was seen or does
+        not open: that is as if untouched, but nobody may see what its place then holds.
         """
-        window, salt, decrypt_into, read = self.window, self._salt, self._decrypt_into, _HEAD.unpack_from
-        out, ending = row.buffer, row.ending
-        unseen = slots[: min(window.unseen(sequence, len(slots)), SEQUENCES - sequence)]
-        first = expected = self.spi << 32 | sequence
-        for (offset, additional, sealed), (end, place) in zip(unseen, row.places, strict=False):
-            head, iv = read(buffer, offset)
-            if head != expected:
+        window, salt, read = self.window, self._salt, _HEAD.unpack_from
+        unseen = min(window.unseen(sequence, len(places)), SEQUENCES - sequence)
+        expected = range(self.spi << 32 | sequence, self.spi << 32 | sequence + unseen)
+        nonces = []
+        for start, head in zip(slots.starts, expected, strict=False):
+            found, iv = read(buffer, start)
+            if found != head:
                 break
-            try:
-                decrypt_into(salt + iv, sealed, additional, place)
-            except InvalidTag:
-                break
-            if out[end] != ending:
-                break
-            expected += 1
-        window.commit_row(sequence, expected - first)
-        return expected - first
+            nonces.append(salt + iv)
+        opened = 0
+        try:
+            for _ in map(self._decrypt_into, nonces, slots.sealed, slots.additional, places):
+                opened += 1
+        except InvalidTag:
+            pass
+        window.commit_row(sequence, opened)
+        return opened

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import HARD_LIMIT_PACKETS, NextHeader, TransformID
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import HEADER, ICV_SIZE, KEPT_RUNS, SHORTEST, TRAILERS, Slot, Slots, sealed_size, slot
+from rvpn.esp.codec import HEADER, ICV_SIZE, KEPT_RUNS, SHORTEST, TRAILERS, KeptSlots, Slots, sealed_size
 from rvpn.esp.sa import InboundSA, OutboundSA
 from rvpn.esp.transforms import KEY_SIZE, SALT_SIZE, cipher
 from tests.unit.esp_ends import opened
@@ -29,10 +29,10 @@ def trailed(*packets: bytes) -> list[bytes]:
     return [packet + TRAILERS[NextHeader.IPV4][len(packet) & 3] for packet in packets]
 
 
-def room_for(count: int) -> tuple[list[Slot], bytearray]:
+def room_for(count: int) -> tuple[Slots, bytearray]:
     """Return the slots for so many times PACKET, and their buffer."""
     buffer = bytearray(count * sealed_size(len(PACKET)))
-    return Slots().of(memoryview(buffer), 0, sealed_size(len(PACKET)), count), buffer
+    return KeptSlots().of(memoryview(buffer), 0, sealed_size(len(PACKET)), 0, count), buffer
 
 
 class EspTestCase(SynchronousTestCase):
@@ -111,10 +111,10 @@ class RoundTrip(EspTestCase):
         """Packets of a run, the last shorter, are sealed into their slots as they would be one by one."""
         outbound, inbound = pair(transform)
         size, buffer = sealed_size(77), bytearray(4096)
-        slots = Slots().of(memoryview(buffer), 16, size, len(packets) + 1)
+        slots = KeptSlots().of(memoryview(buffer), 16, size, 0, len(packets))
         end = 16 + size * len(packets) + sealed_size(len(last))
-        slots[len(packets)] = slot(memoryview(buffer), 16 + size * len(packets), end)
-        outbound.seal_run(trailed(*packets, last), buffer, slots)
+        slots.add(memoryview(buffer), 16 + size * len(packets), end)
+        outbound.seal_run(outbound.spend(len(packets) + 1), trailed(*packets, last), buffer, slots)
         one_by_one = OutboundSA(SPI, transform, KEY, SALT)
         self.assertEqual(
             buffer[16:end], b"".join(one_by_one.seal(p, NextHeader.IPV4) for p in (*packets, last))
@@ -234,42 +234,49 @@ class Exhaustion(EspTestCase):
     def test_run_at_the_limit(self) -> None:
         """A run that would pass the limit is refused whole, and a shorter one is not."""
         outbound = OutboundSA(SPI, TransformID.AES_GCM_16_256, KEY, SALT, hard_limit=3)
-        slots, buffer = room_for(4)
         with self.assertRaises(SAExhausted):
-            outbound.seal_run(trailed(*[PACKET] * 4), buffer, slots)
-        self.assertEqual((outbound.packets, any(buffer)), (0, False))
-        outbound.seal_run(trailed(*[PACKET] * 3), buffer, slots)
+            outbound.spend(4)
+        self.assertEqual(outbound.packets, 0)
+        self.assertEqual(list(outbound.spend(3)), [1, 2, 3])
 
     def test_failed_seal_uses_up_its_numbers(self) -> None:
         """A run of which one packet fails for want of room has used all its IVs: the next gets another."""
         outbound, inbound = pair(TransformID.AES_GCM_16_256)
         slots, buffer = room_for(3)
-        slots[1] = slot(memoryview(buffer), 0, 40)
+        slots.sealed[1] = slots.sealed[1][:-1]
         with self.assertRaises(ValueError):
-            outbound.seal_run(trailed(*[PACKET] * 3), buffer, slots)
+            outbound.seal_run(outbound.spend(3), trailed(*[PACKET] * 3), buffer, slots)
         datagram = outbound.seal(PACKET, NextHeader.IPV4)
         self.assertEqual(HEADER.unpack_from(datagram)[1:], (4, 4))
         opened(inbound, datagram)
 
 
 class Kept(SynchronousTestCase):
-    """`Slots`: views of a buffer, kept."""
+    """`KeptSlots`: views of a buffer, kept."""
 
     def test_the_same(self) -> None:
         """They are the same for the same run, more for a longer one, and others for another buffer."""
-        slots, view = Slots(), memoryview(bytearray(400))
-        first = list(slots.of(view, 4, 100, 2))
-        again = slots.of(view, 4, 100, 3)
-        self.assertEqual([start for start, _, _ in again], [4, 104, 204])
-        for one, other in zip(first, again, strict=False):
-            self.assertIs(one, other)
-        self.assertIsNot(slots.of(memoryview(bytearray(400)), 4, 100, 1)[0], first[0])
+        slots, view = KeptSlots(), memoryview(bytearray(400))
+        first = slots.of(view, 4, 100, 0, 2)
+        again = slots.of(view, 4, 100, 1, 3)
+        self.assertEqual((first.starts, again.starts), ([4, 104], [104, 204]))
+        self.assertIs(first.additional[1], again.additional[0])
+        self.assertIs(first.sealed[1], again.sealed[0])
+        other = slots.of(memoryview(bytearray(400)), 4, 100, 0, 1)
+        self.assertIsNot(other.sealed[0], first.sealed[0])
+
+    def test_of_their_own(self) -> None:
+        """What a caller adds to its slots is in no others."""
+        slots, view = KeptSlots(), memoryview(bytearray(400))
+        slots.of(view, 0, 100, 0, 2).add(view, 200, 240)
+        self.assertEqual(slots.of(view, 0, 100, 0, 3).starts, [0, 100, 200])
+        self.assertEqual(len(slots.of(view, 0, 100, 2, 3).sealed[0]), 84)
 
     def test_bounded(self) -> None:
         """Ever new sizes and places leave no more than a bound."""
-        slots, view = Slots(), memoryview(bytearray(4000))
+        slots, view = KeptSlots(), memoryview(bytearray(4000))
         for size in range(40, 40 + 3 * KEPT_RUNS):
-            slots.of(view, size, size, 2)
+            slots.of(view, size, size, 0, 2)
         self.assertLessEqual(len(slots._kept), KEPT_RUNS)
 
 

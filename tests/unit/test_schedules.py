@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import rvpn.sessions
 from rvpn.constants import EXCHANGE_TIME, HeartbeatMode, TransformID
-from rvpn.esp.codec import Slot
+from rvpn.esp.codec import Slots
 from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import Endpoint
 from tests.unit.simulation import INNERS, TARGET, Host, Network, udp_packet
@@ -58,16 +58,12 @@ class NonceRecorder:
                 super().__init__(spi, transform, key, salt)
                 self.key = key + salt
 
-            def seal_spent(
-                self,
-                numbers: Iterable[int],
-                plaintexts: Iterable[bytes | memoryview],
-                buffer: bytearray,
-                slots: Iterable[Slot],
+            def seal_run(
+                self, numbers: Iterable[int], plaintexts: Iterable[bytes], buffer: bytearray, slots: Slots
             ) -> None:
-                spent, into = list(numbers), list(slots)
-                super().seal_spent(spent, plaintexts, buffer, into)
-                for start, _, _ in into[: len(spent)]:
+                spent = list(numbers)
+                super().seal_run(spent, plaintexts, buffer, slots)
+                for start in slots.starts[: len(spent)]:
                     nonce = self.key, bytes(buffer[start + 8 : start + 16])
                     recorder.repeated += nonce in recorder.used
                     recorder.used.add(nonce)

@@ -244,7 +244,7 @@ class RoundTripTests(SynchronousTestCase):
         self.assertEqual(packets.buffer[start:end], whole)
 
     def test_neighbours(self) -> None:
-        """What is put behind a slice falls on no other packet of the batch, however short the last one is."""
+        """Trains and other packets of one batch leave one another alone, however short the last slice is."""
         small = partial(packet(4, UDP, b"next"))
         follows = vnet(small).encode() + small
         for length in (201, 210, 250, 300, 301):
@@ -449,16 +449,30 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual(self.tunnel.judge.asked, 1)
 
     def test_not_the_next(self) -> None:
-        """A packet of the right number and length that carries something else is taken for what it is."""
+        """
+        What a peer seals under the number of a segment, and as long, is payload of that stream: it garbles
+        what it might have garbled anyway, and nothing else.
+        """
         seal, whole = self.tunnel.pair.outbound.seal, self.tunnel.seal(WHOLE)
         self.tunnel.pair.outbound.packets = 3
-        length = len(self.good) + 4
-        like = partial(packet(4, UDP, bytes(length - 28)))
-        odd = seal(like, NextHeader.PARTIAL)
-        self.assertEqual(len(odd), len(whole[3]))
-        written = self.tunnel.open([*whole[:3], odd, *whole[4:]])
-        self.assertEqual(apart(written), [*segments(WHOLE)[:3], like, *segments(WHOLE)[4:]])
+        odd = partial(packet(4, UDP, bytes(len(self.good) + 4 - 28)))
+        sealed = seal(odd, NextHeader.PARTIAL)
+        self.assertEqual(len(sealed), len(whole[3]))
+        (written,) = self.tunnel.open([*whole[:3], sealed, *whole[4:]])
+        begin = VNET_HEADER + 40 + 3 * 100
+        self.assertEqual(written, WHOLE[:begin] + odd[:100] + WHOLE[begin + 100 :])
         self.assertEqual(self.drops(), {})
+
+    def test_next_but_longer(self) -> None:
+        """A packet of the next number that has another length is taken for what it is."""
+        for length in (60, 400):
+            self.setUp()
+            seal, whole = self.tunnel.pair.outbound.seal, self.tunnel.seal(WHOLE)
+            self.tunnel.pair.outbound.packets = 3
+            odd = partial(packet(4, UDP, bytes(length)))
+            written = self.tunnel.open([*whole[:3], seal(odd, NextHeader.PARTIAL), *whole[4:]])
+            self.assertEqual(apart(written), [*segments(WHOLE)[:3], odd, *segments(WHOLE)[4:]])
+            self.assertEqual(self.drops(), {})
 
     def test_forgery(self) -> None:
         """A forgery costs nothing but its place in the order, and leaves nothing in what is written."""
