@@ -14,7 +14,6 @@ further is counted under its `DropReason`.
 """
 
 from collections import Counter
-from itertools import islice
 from struct import Struct
 from typing import Protocol
 
@@ -125,8 +124,11 @@ class IPFilter:
         coalescer, joiner = self._coalescer, self._joiner
         current, session, pair = -1, None, None
         opened = octets = 0
-        todo = enumerate(zip(*slots, strict=True))
-        for number, (offset, additional, sealed) in todo:
+        starts, additional, sealed = slots
+        number, count = 0, len(starts)
+        while number < count:
+            at, row, offset = number, 0, starts[number]
+            number += 1
             spi, sequence, iv = read(buffer, offset)
             if spi != current:
                 self._count(session, opened, octets)
@@ -137,14 +139,13 @@ class IPFilter:
                 current = -1  # it may have changed what the SPI means
                 continue
             try:
-                row = 0
                 if sequence == joiner.expected:
-                    row, length = self._open_row(pair, buffer, slots.part(number, len(slots.starts)))
+                    row, length = self._open_row(pair, buffer, slots.part(at, count))
                 if row:
-                    next(islice(todo, row - 1, row - 1), None)
+                    number = at + row
                     sequence += row - 1
                 else:
-                    plaintext, length = pair.inbound.open(sequence, iv, additional, sealed)
+                    plaintext, length = pair.inbound.open(sequence, iv, additional[at], sealed[at])
                 if session is None:
                     session = self._hear(pair, actions, now)
                 if path is not session.seen_path:

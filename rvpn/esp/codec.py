@@ -92,10 +92,11 @@ class KeptSlots:
         kept = self._kept.get((start, size))
         if kept is None:
             kept = self._kept[start, size] = Slots([], [], [])
-        for number in range(len(kept.starts), end):
-            offset = start + number * size
-            kept.add(view, offset, offset + size)
-        return kept.part(begin, end)
+        starts, additional, sealed = kept
+        if end > len(starts):
+            for offset in range(start + len(starts) * size, start + end * size, size):
+                kept.add(view, offset, offset + size)
+        return Slots(starts[begin:end], additional[begin:end], sealed[begin:end])
 
 
 def length_of(plaintext: bytes) -> int:

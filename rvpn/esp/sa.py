@@ -84,11 +84,12 @@ class OutboundSA(_SA):
         `numbers` are of those that `spend` returned, each given once.
         """
         spi, salt, write_header, nonce = self.spi, self._salt, HEADER.pack_into, _NONCE.pack
+        starts, additional, sealed = slots
         nonces = []
-        for sequence, start in zip(numbers, slots.starts, strict=False):
+        for sequence, start in zip(numbers, starts, strict=False):
             write_header(buffer, start, spi, sequence, sequence)
             nonces.append(nonce(salt, sequence))
-        for _ in map(self._encrypt_into, nonces, plaintexts, slots.additional, slots.sealed):
+        for _ in map(self._encrypt_into, nonces, plaintexts, additional, sealed):
             pass
 
     def seal(self, packet: bytes, next_header: int) -> bytes:
