@@ -6,15 +6,21 @@ Twisted puts the name of a descriptor into a context while it works, for the log
 before and after: a dozen calls in Python, a fifth of what an idle tunnel adds to a ping. A `PacketReader`
 does without, and everything else is treated as ever.
 
-A process that sleeps takes tens of microseconds to wake, and finds its caches cold. So where `OFTEN` events
-in a row were waited for no longer than `BUSY_POLL`, the reactor stays awake for that time after each. One
-vain attempt ends that for a while, and so does bulk, which keeps it busy enough, and so does somebody else
-who wants the core: it is offered each time, and who took it is not to be kept waiting again.
+A process that sleeps takes tens of microseconds to wake, and finds its caches cold. So where packets go to
+and fro, which `OFTEN` events in a row show, waited for no longer than `BUSY_POLL`, each at another descriptor
+than the one before, the reactor stays awake for that time after each. What comes one way alone is not served
+sooner by that, and a stranger can send it.
+
+An attempt fails if nothing came in that time, or somebody else had the core for as long: it is offered over
+and over. Then the reactor sleeps as ever, each time for twice as long, until attempts have `PAID`: in vain
+they cost next to nothing, and a neighbour who computes has the core. And it sleeps for a while after bulk,
+which keeps it busy enough.
 
 Who wants another reactor has it with `twistd -r`.
 """
 
 import sys
+from collections.abc import Sequence
 from os import sched_yield
 from time import perf_counter
 from typing import Any
@@ -23,14 +29,16 @@ from twisted.internet.epollreactor import EPOLLIN, EPollReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
 
-#: Seconds to stay awake: a round trip through a tunnel on a network without delay.
-BUSY_POLL = 0.0002
+#: Seconds to stay awake: a round trip through a tunnel on a network without delay, while all still sleep.
+BUSY_POLL = 0.0003
 #: How many events in a row must have come as soon as that.
 OFTEN = 4
-#: Seconds without bulk, and after a vain attempt, until it is tried again.
+#: How many in a row make up for a failure: sleep and waking would have cost as much CPU time.
+PAID = 16
+#: Seconds of sleep after many failures: so an attempt in vain each time is a third of a per cent of a core.
+LONGEST_REST = 0.1
+#: Seconds without bulk until it is tried again.
 QUIET = 0.01
-#: Seconds for which somebody else has had the core if it was wanted at all; it is left alone so long then.
-TAKEN, LEFT_ALONE = 0.0005, 1.0
 #: Bytes of one packet, or a few small ones.
 LITTLE = 2048
 #: Seconds without a packet after which one comes alone, most likely.
@@ -55,19 +63,28 @@ class PacketReactor(EPollReactor):
     """See the module."""
 
     _soon = 0
-    _quiet_from = _sleeping_until = 0.0
+    _events: Sequence[tuple[int, int]] = ()
+    _rest = BUSY_POLL
+    _resting_until = _quiet_from = 0.0
 
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events and deal with them; as that of the base, but for packets."""
         most = len(self._selectables)
         began = perf_counter()
         quiet = began > self._quiet_from
-        awake = quiet and self._soon >= OFTEN and began > self._sleeping_until and timeout != 0
-        events = self._busy_poll(began, most) if awake else None
+        awake = quiet and self._soon >= OFTEN and began > self._resting_until and timeout != 0
+        events = self._busy_poll(began + BUSY_POLL, most) if awake else None
         if not events:
             events = self._poller.poll(-1 if timeout is None else timeout, most)
         waited = perf_counter() - began
-        self._soon = self._soon + 1 if waited < BUSY_POLL else 0
+        if waited < BUSY_POLL and events != self._events:
+            # What came to a sleeper pays for nothing.
+            self._soon += awake or self._soon < OFTEN
+        else:
+            if awake:
+                self._fail(began + waited)
+            self._soon = 0
+        self._events = events
         for descriptor, event in events:
             selectable = self._selectables.get(descriptor)
             if event == EPOLLIN and isinstance(selectable, PacketReader):
@@ -78,18 +95,19 @@ class PacketReactor(EPollReactor):
             elif selectable is not None:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
 
-    def _busy_poll(self, began: float, most: int) -> list[tuple[int, int]]:
+    def _busy_poll(self, end: float, most: int) -> list[tuple[int, int]]:
         """Return the next events; none if it was in vain."""
-        poll, end, now = self._poller.poll, began + BUSY_POLL, began
-        while now < end:
+        poll = self._poller.poll
+        while perf_counter() < end:
             sched_yield()
-            before, now = now, perf_counter()
-            if now - before > TAKEN:
-                self._sleeping_until = now + LEFT_ALONE
             if events := poll(0, most):
                 return list(events)
-        self._sleeping_until = max(self._sleeping_until, now + QUIET)
         return []
+
+    def _fail(self, now: float) -> None:
+        """Rest, as nothing came soon though it was awaited awake."""
+        self._rest = BUSY_POLL if self._soon >= PAID else min(2 * self._rest, LONGEST_REST)
+        self._resting_until = now + self._rest
 
     doIteration = doPoll
 

@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.python import context, log
@@ -16,14 +17,16 @@ from zope.interface import implementer
 from rvpn.net import reactor
 from rvpn.net.reactor import (
     BUSY_POLL,
-    LEFT_ALONE,
+    LONGEST_REST,
     OFTEN,
+    PAID,
     PAUSE,
     QUIET,
-    TAKEN,
     PacketReactor,
     PacketReader,
 )
+
+SOON, LATE = BUSY_POLL / 2, BUSY_POLL * 10
 
 
 @implementer(IReadDescriptor)
@@ -122,7 +125,7 @@ class FakePoller:
 
     def __init__(self) -> None:
         self.now = 1.0
-        self.events: list[float] = []
+        self.events: list[tuple[float, int]] = []
         self.slept: list[float] = []
         self.others = 0.0
 
@@ -136,13 +139,14 @@ class FakePoller:
         return self.now
 
     def poll(self, timeout: float, _most: int) -> list[tuple[int, int]]:
-        """Return an event of descriptor 0, after sleeping until there is one."""
+        """Return an event of some descriptor, after sleeping until there is one."""
+        due, descriptor = self.events[0] if self.events else (self.now + timeout, -1)
         if timeout:
             self.slept.append(self.now)
-            self.now = max(self.now, self.events[0] if self.events else self.now + timeout)
-        if self.events and self.events[0] <= self.now:
+            self.now = max(self.now, due)
+        if self.events and due <= self.now:
             del self.events[0]
-            return [(0, select.EPOLLIN)]
+            return [(descriptor, select.EPOLLIN)]
         return []
 
 
@@ -167,57 +171,90 @@ class BusyPollTests(SynchronousTestCase):
             self.addCleanup(waker.connectionLost, Failure(ConnectionError()))
         self.poller, self.reader = FakePoller(), Reader()
         self.reactor._poller = self.poller
-        self.reactor._selectables = {0: self.reader}
+        self.reactor._selectables = {0: self.reader, 1: self.reader}
+        self.to_and_fro = itertools.cycle((0, 1))
         self.patch(reactor, "perf_counter", self.poller.clock)
         self.patch(reactor, "sched_yield", self.poller.let_others)
 
-    def sleeps(self, *pauses: float) -> list[bool]:
-        """Return, for packets with these pauses before them, whether the reactor slept until they came."""
+    def sleeps(self, *pauses: float, descriptors: Iterator[int] | None = None) -> list[bool]:
+        """
+        Return, for packets with these pauses before them, whether the reactor slept until they came.
+
+        They go to and fro, unless `descriptors` says where each comes.
+        """
         slept = []
         for pause in pauses:
             before = len(self.poller.slept)
-            self.poller.events.append(self.poller.now + pause)
+            self.poller.events.append((self.poller.now + pause, next(descriptors or self.to_and_fro)))
             self.reactor.doPoll(None)
             slept.append(len(self.poller.slept) > before)
         return slept
 
+    def rests(self) -> float:
+        """Let a packet that is awaited awake come late; return for how many seconds it sleeps then."""
+        self.assertEqual(self.sleeps(SOON), [False])
+        self.sleeps(LATE)
+        began = self.poller.now
+        while self.sleeps(SOON) == [True]:
+            pass
+        return self.poller.now - began
+
     def test_awake(self) -> None:
         """After packets that came soon the next is awaited awake, until one does not come soon."""
-        soon, late = BUSY_POLL / 2, BUSY_POLL * 10
-        self.assertEqual(self.sleeps(late, *[soon] * OFTEN, soon, soon), [True] * (OFTEN + 1) + [False] * 2)
-        self.assertEqual(self.sleeps(late, *[soon] * OFTEN, soon), [True] * (OFTEN + 2))
-        self.assertEqual(self.sleeps(QUIET, *[soon] * OFTEN, soon), [True] * (OFTEN + 1) + [False])
+        self.assertEqual(
+            self.sleeps(LATE, *[SOON] * OFTEN, *[SOON] * 99), [True] * (OFTEN + 1) + [False] * 99
+        )
+        self.assertEqual(self.sleeps(LATE, *[SOON] * OFTEN), [True] * (OFTEN + 1))
+        self.assertEqual(self.sleeps(SOON), [False])
+
+    def test_one_way(self) -> None:
+        """What comes one way, as anybody can send it, keeps nobody awake."""
+        one_way = itertools.repeat(0)
+        self.assertEqual(self.sleeps(*[SOON] * 100, descriptors=one_way), [True] * 100)
+        self.sleeps(*[SOON] * OFTEN)
+        self.assertEqual(self.sleeps(*[SOON] * 100, descriptors=one_way).count(False), 1)
 
     def test_pairs(self) -> None:
         """Packets in pairs never keep it awake, which would be in vain each time."""
         self.assertEqual(self.sleeps(*[BUSY_POLL / 20, BUSY_POLL * 5] * 50), [True] * 100)
 
+    def test_rest(self) -> None:
+        """It is left off for longer with each failure, up to a bound, and begins anew once it has paid."""
+        until_often = (OFTEN + 2) * SOON
+        self.sleeps(*[SOON] * OFTEN)
+        rests = [self.rests() for _ in range(20)]
+        self.assertLess(rests[0], 2 * until_often)
+        for shorter, longer in itertools.pairwise(rests[2:]):
+            self.assertGreaterEqual(longer, min(1.5 * shorter, LONGEST_REST))
+        self.assertLess(rests[-1], LONGEST_REST + until_often)
+        self.sleeps(*[SOON] * PAID)
+        self.assertLess(self.rests(), 2 * until_often)
+
     def test_core_taken(self) -> None:
-        """Who wants the core gets it, and has it to itself for a while then."""
-        soon = BUSY_POLL / 2
-        self.sleeps(*[soon] * OFTEN)
-        self.poller.others = TAKEN
-        self.assertEqual(self.sleeps(soon), [False])
-        self.assertEqual(self.sleeps(*[soon] * 100), [True] * 100)
+        """Who wants the core gets it, and has it to itself nearly all the time then, until he leaves."""
+        self.sleeps(*[SOON] * OFTEN)
+        self.poller.others = LATE
+        seconds = 1.0
+        awake = self.sleeps(*[SOON] * int(seconds / SOON)).count(False)
+        self.assertLess(awake, 2 * seconds / LONGEST_REST)
         self.poller.others = 0.0
-        self.sleeps(LEFT_ALONE)
-        self.assertEqual(self.sleeps(*[soon] * OFTEN, soon)[-1], False)
+        self.sleeps(*[SOON] * int(LONGEST_REST / SOON + 1))
+        self.assertEqual(self.sleeps(*[SOON] * 99), [False] * 99)
 
     def test_bulk(self) -> None:
         """For a while after bulk nobody stays awake."""
-        soon = BUSY_POLL / 2
-        self.assertEqual(self.sleeps(*[soon] * OFTEN, soon), [True] * OFTEN + [False])
+        self.assertEqual(self.sleeps(*[SOON] * OFTEN, SOON), [True] * OFTEN + [False])
         self.reader.bulk = True
-        self.assertEqual(self.sleeps(soon, soon, soon), [False, True, True])
+        self.assertEqual(self.sleeps(SOON, SOON, SOON), [False, True, True])
         self.reader.bulk = False
-        self.assertEqual(self.sleeps(*[soon] * int(QUIET / soon / 2)).count(False), 0)
+        self.assertEqual(self.sleeps(*[SOON] * int(QUIET / SOON / 2)).count(False), 0)
         self.sleeps(QUIET)
-        self.assertEqual(self.sleeps(*[soon] * OFTEN, soon)[-1], False)
+        self.assertEqual(self.sleeps(*[SOON] * OFTEN, SOON)[-1], False)
 
     def test_timers(self) -> None:
         """What is due at once does not wait, and what is due later waits no longer for it than that."""
         for timeout, late in (0.0, BUSY_POLL / 10), (BUSY_POLL * 4, BUSY_POLL * 2):
-            self.sleeps(*[BUSY_POLL / 2] * OFTEN)
+            self.sleeps(*[SOON] * (OFTEN + PAID))
             before = self.poller.now
             self.reactor.doPoll(timeout)
             self.assertLess(self.poller.now - before, timeout + late)
