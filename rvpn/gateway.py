@@ -78,6 +78,7 @@ class Gateway(TunnelEnd):
         link_mtu: int = LINK_MTU,
     ) -> None:
         super().__init__(credentials, random, clock, link_mtu)
+        self.inbound = self.filter.open
         self.session_control = GatewayControl(self, self.agenda)
         self.clients = Clients()
         self.lost_keys = lost_keys

@@ -25,11 +25,9 @@ from rvpn.control import Control
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
-    DatagramBatch,
     Deliver,
     Endpoint,
     Event,
-    PacketBatch,
     Path,
     RandomSource,
 )
@@ -127,10 +125,6 @@ class TunnelEnd(ABC):
         self.terms.partial_checksums = checksums
         self.terms.trains = checksums and tcp
         self.filter.coalesce(frozenset(protocol for protocol, cuts in ((TCP, tcp), (UDP, udp)) if cuts))
-
-    def inbound(self, datagrams: DatagramBatch, packets: PacketBatch, now: float) -> Sequence[Action]:
-        """See `rvpn.interfaces.Node`."""
-        return self.filter.open(datagrams, packets, now)
 
     def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
         """See `rvpn.ipfilter.Gatekeeper`."""

@@ -116,6 +116,11 @@ class UDPPort(PacketReader):
         self._batch = batch
         self._offload = offload
         self._origins = Memo(_origin, REMEMBERED_PATHS)
+        # What was told with the datagrams before: most often it is the same, and addresses are slow to hash.
+        self._source: tuple[Any, ...] = ()
+        self._ancillary: Ancillary = []
+        self._path: Path
+        self._size_of_each = 0  # of a run; 0 for a datagram alone
 
     def control(self) -> "UDPPort | None":
         """Return a port for what must not wait behind the packets of this one, if the kernel has that."""
@@ -142,23 +147,9 @@ class UDPPort(PacketReader):
 
     def doRead(self) -> None:
         """Deliver what waits, within the bounds of a wake-up, and send what waited if there is room."""
-        # The set is not asked as long as there are datagrams: an error among them wakes us again.
-        most = 1 if self.single else READS_PER_WAKEUP
-        if self._read_datagrams(most) and not self.sender.full:
-            return
-        if self._events.closed:  # by the receiver
-            return
-        for _, events in self._events.poll(0, 1):
-            if events & select.EPOLLERR:
-                self._read_errors()
-            if events & select.EPOLLOUT and not self._events.closed:
-                self._resume()
-
-    def _read_datagrams(self, most: int) -> bool:
-        """Deliver what `most` reads bring; True if that was something, and no more is known of."""
-        batch, emptied = self._batch, most == 1
+        batch, emptied = self._batch, self.single
         batch.clear()
-        for _ in range(most):
+        for _ in range(1 if self.single else READS_PER_WAKEUP):
             try:
                 told = self._socket.recvmsg_into([batch.view[batch.length :]], DATAGRAM_ANCILLARY)
             except BlockingIOError:
@@ -170,23 +161,32 @@ class UDPPort(PacketReader):
             if batch.length >= BYTES_PER_WAKEUP:
                 break
         self.bulk = batch.length > LITTLE
-        if not batch.runs:
-            return False
-        try:
-            self._protocol.batchReceived(batch)
-        except Exception:
-            _log.failure("datagrams to {port} could not be handled", port=self.name)
-        return emptied
+        if batch.runs:
+            try:
+                self._protocol.batchReceived(batch)
+            except Exception:
+                _log.failure("datagrams to {port} could not be handled", port=self.name)
+        else:
+            emptied = False
+        # As long as there are datagrams nothing else is asked for: an error among them wakes us again.
+        if not emptied or self.sender.full:
+            self._look_further()
+
+    def _look_further(self) -> None:
+        """Read errors, and go on sending if there is room, unless the receiver has closed the port."""
+        if self._events.closed:
+            return
+        for _, events in self._events.poll(0, 1):
+            if events & select.EPOLLERR:
+                self._read_errors()
+            if events & select.EPOLLOUT and not self._events.closed:
+                self._resume()
 
     def _add(self, length: int, ancillary: Ancillary, _flags: int, source: tuple[Any, ...]) -> None:
         """Take what was read behind the batch into it: as a run, or to the last one if it fits there."""
-        size, sent_to = length, None
-        for entry in ancillary:
-            if entry[0] == socket.IPPROTO_UDP:
-                size = size_of_each(entry[2])
-            else:
-                sent_to = entry
-        path = self._origins[source, sent_to]
+        if source != self._source or ancillary != self._ancillary:
+            self._hear_from(source, ancillary)
+        path, size = self._path, self._size_of_each or length
         runs = self._batch.runs
         behind = runs and runs[-1].end == self._batch.length
         if behind and size == length and _continues(runs[-1], path, length):
@@ -197,6 +197,17 @@ class UDPPort(PacketReader):
             if length > size:
                 # The next begins where others did, for which there are slots (rvpn.esp.codec).
                 self._batch.length = -(-self._batch.length // ALIGNMENT) * ALIGNMENT
+
+    def _hear_from(self, source: tuple[Any, ...], ancillary: Ancillary) -> None:
+        """Find out what `recvmsg` told of a datagram, or of a run: its path, and the size of each."""
+        size, sent_to = 0, None
+        for entry in ancillary:
+            if entry[0] == socket.IPPROTO_UDP:
+                size = size_of_each(entry[2])
+            else:
+                sent_to = entry
+        self._path, self._size_of_each = self._origins[source, sent_to], size
+        self._source, self._ancillary = source, ancillary
 
     def _read_errors(self) -> None:
         # Reading it clears it: an error for which the kernel had no memory to queue would wake us for ever.
@@ -271,7 +282,9 @@ class UDPPorts:
         # The socket without an address of its own, else the last of its family, takes what no other does.
         ranked = sorted(self.ports, key=lambda port: port.address.is_unspecified)
         self._by_version = {port.address.version: port for port in ranked}
-        self._last: tuple[Path | None, UDPPort | None] = None, None
+        # Most often one path follows itself, and addresses are slow to hash.
+        self._path: Path | None = None
+        self._port: UDPPort | None = None
 
     @property
     def offloads(self) -> dict[str, Offloads]:
@@ -320,7 +333,7 @@ class UDPPorts:
         """
         refused = 0
         for number, run in enumerate(batch.runs):
-            port = self._port_for(run.path)
+            port = self._port if run.path is self._path else self._port_for(run.path)
             if port is None:
                 refused += number_of(run)
                 continue
@@ -347,10 +360,8 @@ class UDPPorts:
         return taken
 
     def _port_for(self, path: Path) -> UDPPort | None:
-        before, port = self._last
-        if before is not path:  # else one path follows itself, and addresses are slow to hash
-            port = self._by_address.get(path.local) or self._by_version.get(path.remote.address.version)
-            self._last = path, port
+        port = self._by_address.get(path.local) or self._by_version.get(path.remote.address.version)
+        self._path, self._port = path, port
         if port is None:
             self.send_errno = errno.EAFNOSUPPORT
         return port

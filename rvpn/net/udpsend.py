@@ -73,7 +73,8 @@ class UDPSender:
         """
         if self.full:
             return 0
-        target, size = self._target_of(run.path), run.size
+        target = self._target if run.path is self._path else self._target_of(run.path)
+        size = run.size
         if run.end - run.start > size and self._segmenting and target.segmentable:
             failure = self._submit(view[run.start : run.end], target.segmented[size], target.remote)
             if failure in _TOO_LONG or failure in _NOT_HERE:
@@ -116,8 +117,7 @@ class UDPSender:
         return True
 
     def _target_of(self, path: Path) -> _Target:
-        if path is not self._path:
-            self._path, self._target = path, self._targets[path]
+        self._path, self._target = path, self._targets[path]
         return self._target
 
     def _submit(self, data: bytes | memoryview, ancillary: Ancillary, remote: tuple[str, int]) -> int:

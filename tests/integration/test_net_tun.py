@@ -181,12 +181,15 @@ class TunPortTests(NamespaceTestCase):
         self.assertFalse(self.port.writePacket(b"\xff" * 40))
 
     def test_closed(self) -> None:
-        """`close` removes the device from the kernel, tells nobody, and may come twice."""
+        """`close` removes the device from the kernel, tells nobody, and may come twice; nothing follows."""
         self.port.startReading()
         self.port.close()
         self.port.close()
         self.assertRaises(OSError, socket.if_nametoindex, "rvpn0")
         self.assertFalse(self.echo.lost.called)
+        one, other = socket.socketpair()  # of which one has the descriptor's number now
+        with one, other:
+            self.assertFalse(self.port.writePacket(b"packet"))
 
     def test_name_in_use(self) -> None:
         """A device of that name is left alone, and one line says so."""

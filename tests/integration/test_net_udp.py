@@ -145,6 +145,17 @@ class UDPPortTests(UDPTestCase):
         self.here.address("lo", "fd00::9/128")
         await self.answered_from(ANY6, ip_address("fd00::9"), LOCAL6)
 
+    def test_paths_in_turns(self) -> None:
+        """Each datagram has its own path, whatever came before it; one seen before is the same object."""
+        port, peers = self.port(ANY4, reading=False), (self.peer(LOCAL4), self.peer(LOCAL4))
+        told = [(peer, local) for local in ("127.0.0.1", "127.9.9.9") for peer in peers for _ in range(2)]
+        for peer, local in told * 2:
+            peer.sendto(b"x" * (1 + len(local)), (local, port.port))
+        port.doRead()
+        paths = [path for _, path in self.recorder.datagrams]
+        self.assertEqual(paths, [Path(endpoint_of(peer), ip_address(local)) for peer, local in told] * 2)
+        self.assertEqual(len(set(map(id, paths))), 4)
+
     async def survives_port_unreachable(self, address: IPAddress) -> None:
         port, peer = self.port(address), self.peer(address)
         nobody = self.closed_endpoint(address)

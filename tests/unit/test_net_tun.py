@@ -112,6 +112,16 @@ class TunPortTests(SynchronousTestCase):
         self.port.doRead()
         self.assertEqual([len(packet) for packet in self.device.waiting], [LARGEST_READ])
 
+    def test_bounded_by_small_ones(self) -> None:
+        """Small packets behind super-packets end a wake-up too, before the largest would have no room."""
+        nearly = BYTES_PER_WAKEUP // 4 - 100
+        self.device.waiting += [bytes(nearly)] * 3 + [bytes(nearly - ALIGNMENT)] + [bytes(2000)] * 9
+        self.port.doRead()
+        batch = cast(Any, self.port)._batch
+        self.assertLess(batch.length - 2000, BYTES_PER_WAKEUP)
+        self.assertEqual(len(self.device.waiting), 9 - (len(batch.spans) - 4))
+        self.assertTrue(self.device.waiting)
+
     def test_places(self) -> None:
         """Behind a super-packet the next begins at one of few places, and all are whole."""
         waiting = [bytes([number]) * length for number, length in enumerate((5000, 3001, 100, 9000))]
