@@ -36,8 +36,6 @@ from rvpn.net.reactor import LITTLE, PacketReader
 #: A wake-up ends after so many packets, or after the one that brings the batch to so many bytes: a
 #: millisecond's work.
 PACKETS_PER_WAKEUP, BYTES_PER_WAKEUP = 64, 1 << 18
-#: Behind a super-packet the next read begins at a multiple of so many bytes.
-ALIGNMENT = 1 << 12
 #: Bytes of the largest read: a header, and the largest IP packet (the length fields of RFC 791 and RFC 8200
 #: without jumbograms), rounded up.
 LARGEST_READ = VNET_HEADER + (1 << 16)
@@ -216,11 +214,7 @@ class TunPort(PacketReader):
         batch.clear()
         try:
             while len(batch.spans) < most and batch.length < BYTES_PER_WAKEUP:
-                length = read(batch.view[batch.length :])
-                batch.add(length)
-                if length > LITTLE:
-                    # The next begins where others did, whose places are known (rvpn.trains).
-                    batch.length = -(-batch.length // ALIGNMENT) * ALIGNMENT
+                batch.add(read(batch.view[batch.length :]))
         except BlockingIOError:
             pass
         except OSError:
