@@ -177,7 +177,7 @@ class IPFilter:
     def _open_row(self, pair: SAPair, buffer: bytearray, slots: Slots) -> tuple[int, int]:
         """
         Open what of `slots` continues a train, straight behind its last segment; return how many packets
-        these are, and the bytes of the inner ones.
+        these are, and the bytes of the inner ones. Raises `RemoteError` if the first does not open.
         """
         joiner, sealed = self._joiner, slots.sealed
         places = joiner.row(len(sealed))

@@ -127,7 +127,7 @@ class InboundSA(_SA):
         try:
             plaintext = self._decrypt(self._salt + iv, sealed, additional)
         except InvalidTag:
-            raise RemoteError(DropReason.BAD_ICV, f"SPI {self.spi:#010x}, sequence {sequence}") from None
+            raise self._refused(sequence) from None
         window.commit(sequence)
         return plaintext, length_of(plaintext)
 
@@ -137,21 +137,28 @@ class InboundSA(_SA):
 
         Slots and places fit together. Stops before the first packet that has another number, was seen or does
         not open: that is as if untouched, but nobody may see what its place then holds.
+        Raises `RemoteError` BAD_ICV if the first is the one that does not open.
         """
         window, salt, read = self.window, self._salt, _HEAD.unpack_from
-        unseen = min(window.unseen(sequence, len(places)), SEQUENCES - sequence)
-        expected = range(self.spi << 32 | sequence, self.spi << 32 | sequence + unseen)
+        most = min(len(places), SEQUENCES - sequence)
+        expected = range(self.spi << 32 | sequence, self.spi << 32 | sequence + most)
         nonces = []
         for start, head in zip(slots.starts, expected, strict=False):
             found, iv = read(buffer, start)
             if found != head:
                 break
             nonces.append(salt + iv)
+        # The window is asked only now, for these alone: in a run of forgeries each may claim to begin a row.
+        del nonces[window.unseen(sequence, len(nonces)) :]
         opened = 0
         try:
             for _ in map(self._decrypt_into, nonces, slots.sealed, slots.additional, places):
                 opened += 1
         except InvalidTag:
-            pass
+            if not opened:
+                raise self._refused(sequence) from None
         window.commit_row(sequence, opened)
         return opened
+
+    def _refused(self, sequence: int) -> RemoteError:
+        return RemoteError(DropReason.BAD_ICV, f"SPI {self.spi:#010x}, sequence {sequence}")

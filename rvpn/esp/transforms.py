@@ -2,8 +2,8 @@
 The AEAD transforms of ESP: AES-GCM with a 16-byte ICV (RFC 4106) and ChaCha20-Poly1305 (RFC 7634).
 
 Both take a 32-byte key and a nonce of a secret 4-byte salt and the 8-byte IV of the packet, so that keys for
-them are derived alike. The ciphers are those of `cryptography`, whose `*_into` methods work in place in the
-caller's buffers.
+them are derived alike. The ciphers are those of `cryptography`, whose `*_into` methods write to the caller's
+buffers.
 """
 
 from collections.abc import Callable

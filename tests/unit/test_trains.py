@@ -1,7 +1,7 @@
 """Trains between two ends: what was sealed comes out as it was, whatever is lost, repeated or overtaken."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, cast
@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader, TransformID
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import OVERHEAD, TRAILERS
+from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path
 from rvpn.ipfilter import IPFilter
@@ -483,6 +484,36 @@ class RefusalTests(SynchronousTestCase):
         again = Tunnel()
         written = again.open([*datagrams[:4], forged, *datagrams[5:]])
         self.assertEqual(apart(written), [*segments(WHOLE)[:4], *segments(WHOLE)[5:]])
+
+    def test_forged_rows(self) -> None:
+        """
+        A run of forgeries that all claim the next number costs one opening each and a few looks at the replay
+        window, of however old a train.
+        """
+        datagrams, inbound = self.tunnel.seal(WHOLE), self.tunnel.into.pairs[0].inbound
+        self.tunnel.open(datagrams[-1:])
+        done: Counter[str] = Counter()
+
+        def counting(name: str, does: Callable[..., Any]) -> Callable[..., Any]:
+            def doing(*given: Any) -> Any:
+                done[name] += 1
+                return does(*given)
+
+            return doing
+
+        class Window(ReplayWindow):
+            check = counting("looks", ReplayWindow.check)
+
+        window = Window()
+        window.highest = window._solid = inbound.window.highest
+        inbound.window = window
+        inbound._decrypt = counting("openings", inbound._decrypt)
+        inbound._decrypt_into = counting("openings", inbound._decrypt_into)
+        forged = datagrams[1][:-1] + bytes([datagrams[1][-1] ^ 1])
+        self.assertEqual(len(self.tunnel.open([datagrams[0], *[forged] * 64])), 1)
+        self.assertEqual(self.drops(), {DropReason.BAD_ICV: 64})
+        self.assertEqual(done["openings"], 65)
+        self.assertLessEqual(done["looks"], 65 * 2)
 
     def test_other_keys(self) -> None:
         """A packet under another SA never continues a train, whatever its number."""
