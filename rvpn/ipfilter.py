@@ -162,7 +162,8 @@ class IPFilter:
         """Return the pair of SAs with this SPI. What another one has brought, nothing continues."""
         pair = self._by_spi.get(spi)
         if pair is not self._growing:
-            self._flush()
+            if self._growing is not None:
+                self._flush()
             self._growing = pair
         return pair
 
