@@ -8,7 +8,7 @@ from typing import Any
 
 from rvpn import __version__, keyfile, policyfile
 from rvpn.cli import report
-from rvpn.cli.control_client import ask
+from rvpn.cli.control_socket import ask
 from rvpn.cli.subcommand import Subparsers, complain
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, Role
 from rvpn.errors import LocalError

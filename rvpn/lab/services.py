@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rvpn import keyfile
-from rvpn.cli.control_client import ask
+from rvpn.cli.control_socket import ask
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
 from rvpn.lab import certificates

@@ -26,7 +26,7 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from rvpn import cli, keyfile
-from rvpn.cli.control_client import ask
+from rvpn.cli.control_socket import ask
 from rvpn.errors import LocalError
 from rvpn.lab.namespaces import inside
 from rvpn.lab.traffic import Pinger

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorUNIX
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from rvpn.cli.control_client import ask
+from rvpn.cli.control_socket import ask
 from rvpn.errors import LocalError
 from rvpn.service.control import ControlServer
 

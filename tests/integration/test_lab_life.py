@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rvpn.cli.control_client import ask
+from rvpn.cli.control_socket import ask
 from rvpn.errors import LocalError
 from rvpn.lab import holder, requirements, wire
 from rvpn.lab.faults import FAULTS
