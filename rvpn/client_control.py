@@ -15,10 +15,10 @@ from rvpn.control import Control, Speaker, acknowledgement
 from rvpn.errors import DropReason, RemoteError
 from rvpn.failover import Failover
 from rvpn.interfaces import Action, IPAddress, Path, RandomSource, Send
-from rvpn.keyexchange.noise import tai64n
 from rvpn.literal_heartbeats import LITERAL_SIZE, LiteralHeartbeats
 from rvpn.session_control import ControlPacket, Kind
 from rvpn.sessions import SAPair, Session
+from rvpn.tai64n import tai64n
 
 
 class ClientSpeaker(Speaker, Protocol):
@@ -52,7 +52,7 @@ class ClientControl(Control):
         }
 
     def heartbeat(self, session: Session) -> tuple[list[Action], int]:
-        """See `rvpn.failover.Mover`. R17: along the path of the session's ESP."""
+        """See `rvpn.liveness.Asker`. R17: along the path of the session's ESP."""
         pair = session.sending
         assert pair is not None
         if not pair.literal_heartbeats:

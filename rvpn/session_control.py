@@ -29,11 +29,12 @@ from struct import Struct
 from rvpn.constants import CONTROL_SPI
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.replay import ReplayWindow
+from rvpn.tai64n import LABEL_SIZE
 
 #: Bytes of a control key.
 CONTROL_KEY_SIZE = 32
-#: Bytes of an ownership generation, that of a TAI64N label.
-GENERATION_SIZE = 12
+#: Bytes of an ownership generation.
+GENERATION_SIZE = LABEL_SIZE
 
 # SPI, kind, status, reserved, session, sequence, in reply to, generation.
 _BODY = Struct("!IBBHIQQ12s")

@@ -24,7 +24,8 @@ from rvpn.interfaces import (
     SecurityContext,
 )
 from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import NO_PSK, NoiseAcceptor, NoiseInitiator, tai64n
+from rvpn.keyexchange.noise import NO_PSK, NoiseAcceptor, NoiseInitiator
+from rvpn.tai64n import tai64n
 
 Authorize = Callable[[Initiation], Parameters]
 

@@ -31,32 +31,21 @@ from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.interfaces import Authentication, Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange import parameters as codec
+from rvpn.tai64n import LABEL_SIZE
 
 PROTOCOL = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b"
 #: The pre-shared key where the policy sets none.
 NO_PSK = bytes(32)
-#: Bytes of a TAI64N label: seconds and nanoseconds.
-TIMESTAMP = 12
 
 _T = TypeVar("_T")
 
 _KEY = 32
 _TAG = 16
-#: TAI64 labels count from here; TAI was ten seconds ahead when Unix time began.
-_TAI64_EPOCH = (1 << 62) + 10
-_NANOSECONDS = 1_000_000_000
 
 
 def public_key(private: bytes) -> bytes:
     """Return the X25519 public key (32 bytes) of a private key (32 bytes, RFC 7748)."""
     return crypto_scalarmult_base(private)
-
-
-def tai64n(unix_seconds: float) -> bytes:
-    """Return the TAI64N label of a time: 12 bytes that sort as the times do. Leap seconds are not counted."""
-    seconds, fraction = divmod(unix_seconds, 1)
-    nanoseconds = min(int(fraction * _NANOSECONDS), _NANOSECONDS - 1)
-    return (_TAI64_EPOCH + int(seconds)).to_bytes(8, "big") + nanoseconds.to_bytes(4, "big")
 
 
 @contextmanager
@@ -316,7 +305,7 @@ class NoiseInitiator(_NoiseContext):
         preshared_key: bytes = NO_PSK,
     ) -> None:
         """
-        `ephemeral` is 32 random bytes, used for this context alone; `timestamp` is from `tai64n`.
+        `ephemeral` is 32 random bytes, used for this context alone; `timestamp` is a TAI64N label.
 
         Raises LocalError if `peer` is no public key.
         """
@@ -392,10 +381,10 @@ class NoiseAcceptor(_NoiseContext):
         if token is None or self.established:
             raise RemoteError(DropReason.AUTHENTICATION_FAILED, "not a first message")
         payload = self._handshake.read_first(token)
-        if len(payload) < TIMESTAMP:
+        if len(payload) < LABEL_SIZE:
             raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "no timestamp")
-        offer = codec.decode(payload[TIMESTAMP:])
-        answer = self._authorize(Initiation(self.peer, payload[:TIMESTAMP], offer))
+        offer = codec.decode(payload[LABEL_SIZE:])
+        answer = self._authorize(Initiation(self.peer, payload[:LABEL_SIZE], offer))
         token = self._handshake.write_second(codec.encode(answer))
         self._establish(answer, offer)
         return token

@@ -32,10 +32,11 @@ from rvpn.interfaces import Endpoint, Initiation, IPAddress, Parameters, Path, P
 from rvpn.keyexchange import parameters as codec
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.keys import binding
-from rvpn.keyexchange.noise import TIMESTAMP, NoiseAcceptor, NoiseInitiator, tai64n
+from rvpn.keyexchange.noise import NoiseAcceptor, NoiseInitiator
 from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.session_control import Kind
 from rvpn.sessions import SAPair
+from rvpn.tai64n import LABEL_SIZE, tai64n
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import INNER_6, THERE, THERE_6, Scene, inner_packets, ipv4, ipv6, is_control
 from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, identity
@@ -103,7 +104,7 @@ class _Acceptor(NoiseAcceptor):
         self, token: bytes, choose: Callable[[Parameters], Parameters], encode: Callable[[Parameters], bytes]
     ) -> bytes:
         """Take the first message, choose the answer to its parameters, and return the second message."""
-        offer = codec.decode(self._handshake.read_first(token)[TIMESTAMP:])
+        offer = codec.decode(self._handshake.read_first(token)[LABEL_SIZE:])
         answer = choose(offer)
         token = self._handshake.write_second(encode(answer))
         self._establish(answer, offer)

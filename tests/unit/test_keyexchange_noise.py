@@ -8,7 +8,6 @@ beside the project).
 import copy
 import json
 import os
-import random
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from rvpn.keyexchange.noise import (
     PROTOCOL,
     Handshake,
     public_key,
-    tai64n,
 )
 from rvpn.keyexchange.parameters import encode
 from tests.unit.keyexchange_ends import (
@@ -343,19 +341,3 @@ class BindingTests(SynchronousTestCase):
             for cookie in (b"", bytes(16), b"c" * 16)
         }
         self.assertEqual(len(combinations), 12)
-
-
-class TimestampTests(SynchronousTestCase):
-    """`tai64n` after Bernstein's TAI64N."""
-
-    def test_known_label(self) -> None:
-        """The epoch of Unix time is 2^62 + 10."""
-        self.assertEqual(tai64n(0).hex(), "400000000000000a00000000")
-        self.assertEqual(tai64n(1.5).hex(), "400000000000000b1dcd6500")
-
-    def test_sorts_as_time(self) -> None:
-        """Labels sort as the times do."""
-        times = sorted(random.Random(1).uniform(-1e6, 4e9) for _ in range(500))
-        labels = [tai64n(time) for time in times]
-        self.assertEqual(labels, sorted(labels))
-        self.assertEqual({len(label) for label in labels}, {12})
