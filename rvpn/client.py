@@ -21,7 +21,6 @@ from rvpn.client_control import ClientControl
 from rvpn.cluster import ClusterInUse
 from rvpn.constants import (
     LINK_MTU,
-    VNET_HEADER,
     HeartbeatMode,
     Role,
 )
@@ -42,7 +41,6 @@ from rvpn.keyexchange.credentials import Credentials
 from rvpn.kms import KeyManagementService
 from rvpn.memo import Memo
 from rvpn.node import EXPIRED, TunnelEnd, ended
-from rvpn.packet import addresses
 from rvpn.policy.lookup import TunnelIndex
 from rvpn.policy.model import Policy
 from rvpn.renewal import Renewal
@@ -251,11 +249,7 @@ class Client(TunnelEnd):
         self.failover.rejected(cluster)
         waiting = state.packets.take() if state else []
         return [
-            action
-            for packet in waiting
-            for action in self._unreachable(
-                packet, addresses(memoryview(packet)[VNET_HEADER:])[2], DropReason.REQUEST_REJECTED
-            )
+            action for packet in waiting for action in self._unreachable(packet, DropReason.REQUEST_REJECTED)
         ]
 
     # --- the life of a session ------------------------------------------------------------------------------

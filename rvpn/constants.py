@@ -53,6 +53,13 @@ class TransformID(IntEnum):
     CHACHA20_POLY1305 = 28
 
 
+#: How the policy and `rvpn status` call the transforms.
+TRANSFORM_NAMES = {
+    TransformID.AES_GCM_16_256: "aes-gcm-256",
+    TransformID.CHACHA20_POLY1305: "chacha20-poly1305",
+}
+
+
 @unique
 class Mechanism(IntEnum):
     """Ways to authenticate; the number is the one in key exchange datagrams."""

@@ -278,8 +278,8 @@ class Failover:
             if current is None or current is session:
                 continue
             if session.status < current.status:
-                words = current.status.name.lower().replace("_", " ")
-                actions += self._use(cluster, session, f"gateway {current.name} says: {words}", now)
+                reason = f"gateway {current.name} says: {current.status.words}"
+                actions += self._use(cluster, session, reason, now)
             elif self._may_return(cluster, current, session, now, called=called):
                 reason = "it calls" if called else "it is back and stands earlier in the order"
                 actions += self._use(cluster, session, reason, now)

@@ -20,7 +20,6 @@ from rvpn.clients import Clients
 from rvpn.constants import (
     LINK_MTU,
     RESPONSE_UNMEASURED,
-    VNET_HEADER,
     Mechanism,
     Role,
 )
@@ -44,7 +43,6 @@ from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.lost_keys import LostKeys
 from rvpn.memo import Memo
 from rvpn.node import TunnelEnd
-from rvpn.packet import addresses
 from rvpn.policy.model import Client, Policy
 from rvpn.presence import Presence
 from rvpn.refusals import Refusals
@@ -206,8 +204,7 @@ class Gateway(TunnelEnd):
 
     def unreachable_client(self, packet: memoryview | bytes) -> list[Action]:
         """See `rvpn.calls.Caller`."""
-        destination = addresses(memoryview(packet)[VNET_HEADER:])[2]
-        return self._unreachable(packet, destination, DropReason.NO_SESSION)
+        return self._unreachable(packet, DropReason.NO_SESSION)
 
     def exchange_with(self, client: Client, now: float) -> InitiatorExchange:
         """See `rvpn.calls.Caller`."""
@@ -266,10 +263,7 @@ class Gateway(TunnelEnd):
         self.clients.came(session)
         actions: list[Action] = []
         if len(session.pairs) == 1:
-            fields: Fields = {
-                "peer": session.name,
-                "endpoint": str(pair.path.remote),
-            }
+            fields: Fields = {"peer": session.name, "endpoint": str(pair.path.remote)}
             actions.append(Event("session with client {peer} at {endpoint} established", fields))
         return actions + self.sealer.seal_waiting(session, self._calls.confirmed(session.peer, now), now)
 
@@ -316,12 +310,9 @@ class Gateway(TunnelEnd):
             self.fitness = Status.LAN_DOWN
         if self.fitness is before:
             return []
-        words = self.fitness.name.lower().replace("_", " ")
-        actions: list[Action] = [
-            Event(
-                "this gateway's status is now {status}: {reason}", {"status": words, "reason": reason}, True
-            )
-        ]
+        fields: Fields = {"status": self.fitness.words, "reason": reason}
+        told = Event("this gateway's status is now {status}: {reason}", fields, warning=True)
+        actions: list[Action] = [told]
         for session in self.cache:
             actions += self.session_control.sayings.say(session, Kind.STATUS, now, self.fitness)
         return actions
@@ -343,7 +334,7 @@ class Gateway(TunnelEnd):
         """See `rvpn.interfaces.Node`."""
         return {
             "role": Role.GATEWAY.value,
-            "status": self.fitness.name.lower().replace("_", "-"),
+            "status": self.fitness.label,
             "sessions": [session_status(session, now) for session in self.cache],
             "exchanges": {"running": len(self.acceptances), "established": self._established},
             "drops": self.drop_counts(),

@@ -35,7 +35,7 @@ from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.terms import Terms
 from rvpn.offload import TCP, UDP
-from rvpn.packet import too_big, unreachable
+from rvpn.packet import addresses, too_big, unreachable
 from rvpn.path_mtu import PathMTU
 from rvpn.sealing import Sealer
 from rvpn.session_control import Kind
@@ -150,16 +150,15 @@ class TunnelEnd(ABC):
         error = too_big(packet, mtu, destination)
         return [Deliver(error)] if error else []
 
-    def _unreachable(
-        self, packet: memoryview | bytes, destination: bytes, reason: DropReason
-    ) -> list[Action]:
+    def _unreachable(self, packet: memoryview | bytes, reason: DropReason) -> list[Action]:
         """
         Drop a packet, virtio_net_hdr first, that nobody takes and tell its sender so by ICMP, if its headers
-        let us.
+        let us. The error seems to come from the packet's destination, as in `too_big`.
         """
         self.drop(reason)
+        inner = memoryview(packet)[VNET_HEADER:]
         try:
-            error = unreachable(memoryview(packet)[VNET_HEADER:], destination)
+            error = unreachable(inner, addresses(inner)[2])
         except RemoteError:
             return []
         return [Deliver(error)] if error else []

@@ -69,6 +69,16 @@ class Status(IntEnum):
     DRAINING = 1
     LAN_DOWN = 2
 
+    @property
+    def words(self) -> str:
+        """How a sentence calls it."""
+        return self.name.lower().replace("_", " ")
+
+    @property
+    def label(self) -> str:
+        """How `rvpn status` calls it."""
+        return self.name.lower().replace("_", "-")
+
 
 @dataclass(frozen=True, slots=True)
 class ControlPacket:

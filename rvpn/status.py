@@ -3,15 +3,9 @@
 from typing import Any
 
 from rvpn.cluster import ClusterInUse
-from rvpn.constants import Mechanism, TransformID
+from rvpn.constants import TRANSFORM_NAMES, Mechanism
 from rvpn.interfaces import Authentication
 from rvpn.sessions import Session
-
-#: How the policy and `rvpn status` call the transforms.
-TRANSFORM_NAMES = {
-    TransformID.AES_GCM_16_256: "aes-gcm-256",
-    TransformID.CHACHA20_POLY1305: "chacha20-poly1305",
-}
 
 
 def session_status(session: Session, now: float) -> dict[str, Any]:
@@ -48,7 +42,7 @@ def gateway_status(session: Session, *, in_use: bool, now: float) -> dict[str, A
     return {
         "gateway": session.name,
         "in_use": in_use,
-        "status": session.status.name.lower().replace("_", "-"),
+        "status": session.status.label,
         "round_trip": session.round_trip.smoothed,
         **session_status(session, now),
     }

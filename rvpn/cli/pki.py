@@ -228,7 +228,7 @@ These lines go into its policy:
 
 def _told_to_clients(role: Role, entry: "Entry") -> str:
     """Say what clients need of a gateway that they do not find by its address, which is what they expect."""
-    from rvpn.pki.names import is_address
+    from rvpn.keyexchange.certificates import is_address
 
     if role is Role.CLIENT or any(map(is_address, entry.alternatives)):
         return ""

@@ -27,7 +27,7 @@ _COMMON: tuple[_Column, ...] = (
     ("PEER", lambda session: session["peer"]),
 )
 _FAILOVER: tuple[_Column, ...] = (
-    ("TIME", lambda change: strftime("%Y-%m-%d %H:%M:%S", localtime(change["time"]))),
+    ("TIME", lambda change: _moment(change["time"])),
     ("CLUSTER", lambda change: change["cluster"]),
     ("FROM", lambda change: change["left"] or "-"),
     ("TO", lambda change: change["taken"] or "-"),
@@ -39,7 +39,7 @@ _FAILOVER: tuple[_Column, ...] = (
 _CERTIFICATE: tuple[_Column, ...] = (
     ("PEER", lambda peer: peer["certificate"]),
     ("AUTHORITY", lambda peer: peer["authority"]),
-    ("EXPIRES", lambda peer: _day(peer["expires"])),
+    ("EXPIRES", lambda peer: _moment(peer["expires"])),
     ("KEY AGREEMENT", lambda peer: peer["group"]),
     ("CIPHER", lambda peer: peer["cipher"]),
 )
@@ -70,7 +70,7 @@ def _certificates(status: Status) -> list[str]:
     """Return a line for the own certificate and for that of each session that has one."""
     own = status["certificate"]
     shown = [session for session in status["sessions"] if session["authentication"]["mechanism"] == "tls"]
-    lines = [f"own: {own['name']}, {_expires(own)} {_day(own['expires'])}"] if own else []
+    lines = [f"own: {own['name']}, {_expires(own)} {_moment(own['expires'])}"] if own else []
     lines += [_revocation(state) for state in own["lists"]] if own else []
     return lines + _table(_CERTIFICATE, [session["authentication"] for session in shown])
 
@@ -84,11 +84,12 @@ def _revocation(state: Status) -> str:
     if state["made"] is None:
         return f"{of}: no revocation list"
     number = "" if state["number"] is None else f" {state['number']}"
-    until = "" if state["expires"] is None else f", to be replaced by {_day(state['expires'])}"
-    return f"{of}: {state['revoked']:,} revoked by list{number} of {_day(state['made'])}{until}"
+    until = "" if state["expires"] is None else f", to be replaced by {_moment(state['expires'])}"
+    return f"{of}: {state['revoked']:,} revoked by list{number} of {_moment(state['made'])}{until}"
 
 
-def _day(seconds: float) -> str:
+def _moment(seconds: float) -> str:
+    """Write a time in seconds since 1970, in the zone of who asks."""
     return strftime("%Y-%m-%d %H:%M:%S", localtime(seconds))
 
 
@@ -152,7 +153,7 @@ def _measured(failovers: Sequence[Status]) -> list[str]:
         for words, key in times.items()
         if (known := [change[key] for change in lost if change[key] is not None])
     ]
-    return [f"measured: {many(len(lost), 'gateway')} lost in this run", *lines]
+    return [f"measured: {counted(len(lost), 'gateway')} lost in this run", *lines]
 
 
 def _range(times: Sequence[float]) -> str:
@@ -161,13 +162,8 @@ def _range(times: Sequence[float]) -> str:
     return fastest if fastest == slowest else f"{fastest} to {slowest}"
 
 
-def many(count: int, thing: str) -> str:
-    """Write how many of a thing there are."""
-    return f"1 {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
 def _packets(count: int) -> str:
-    return many(count, "packet")
+    return counted(count, "packet")
 
 
 def _or_none(seconds: float | None) -> str:
@@ -227,8 +223,8 @@ def _table(columns: Sequence[_Column], rows: Sequence[Status]) -> list[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Write how many of a thing there are: 1 packet, 1,234 packets."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

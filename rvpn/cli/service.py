@@ -86,7 +86,7 @@ def _drain(options: argparse.Namespace) -> int:
         options,
         "drain",
         STATUS_TIME,
-        lambda answer: f"draining: {report.many(answer['sessions'], 'client')} asked to move",
+        lambda answer: f"draining: {report.counted(answer['sessions'], 'client')} asked to move",
         roles=_DRAINED,
     )
 

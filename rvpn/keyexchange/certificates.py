@@ -1,7 +1,7 @@
 """
 What certificates must be for this VPN, beyond what OpenSSL checks of a chain (RFC 5280).
 
-    PEM -> `read` -> x509.Certificate -> `check_own`, `Authority`: what the policy names
+    what the policy names -> `check_own`, `check_authority`, `check_list` -> `Authority`
     a peer's certificate, its chain verified -> `check_gateway`, `check_client` -> who that is
                                              -> Refused: who, what was found, what was expected
 
@@ -38,9 +38,12 @@ KEYS = f"Ed25519, P-256, P-384 or RSA of at least {RSA_BITS} bits"
 DIGESTS = "SHA-256, SHA-384 or SHA-512"
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _DIGESTS = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
-_USAGES = {
-    Role.CLIENT: (ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth"),
-    Role.GATEWAY: (ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth"),
+#: The extended key usage that makes a certificate a client's or a gateway's.
+USAGES = {Role.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH, Role.GATEWAY: ExtendedKeyUsageOID.SERVER_AUTH}
+_USAGE_NAMES = {
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage",
 }
 #: What cryptography raises on certificates that OpenSSL was content with.
 UNREADABLE = (
@@ -229,9 +232,8 @@ def _check(certificate: x509.Certificate, role: Role) -> None:
 
 def _check_role(certificate: x509.Certificate, role: Role) -> None:
     usages = set(_extension(certificate, x509.ExtendedKeyUsage) or ())
-    names = dict(_USAGES.values()) | {ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage"}
-    found = sorted(names[usage] for usage in usages & names.keys())
-    expected = _USAGES[role][1]
+    found = sorted(_USAGE_NAMES[usage] for usage in usages & _USAGE_NAMES.keys())
+    expected = _USAGE_NAMES[USAGES[role]]
     if found != [expected]:
         raise Refused(
             title(certificate),
@@ -312,7 +314,7 @@ def _check_extensions(certificate: x509.Certificate) -> None:
             oid = extension.oid.dotted_string
             raise LocalError(f"found the critical extension {oid}, expected none that is unknown here")
     usages = _extension(certificate, x509.ExtendedKeyUsage)
-    lacking = [name for usage, name in _USAGES.values() if usages is not None and usage not in usages]
+    lacking = [_USAGE_NAMES[u] for u in USAGES.values() if usages is not None and u not in usages]
     if lacking:
         raise LocalError(
             f"found an extended key usage without {' and '.join(lacking)}, expected none, or one with both"

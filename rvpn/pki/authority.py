@@ -24,12 +24,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
-from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_signed_by
+from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_address, is_signed_by
 from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.index import Entry, read, write
 from rvpn.pki.keys import KeyKind
-from rvpn.pki.names import checked_alternatives, checked_name, is_address
+from rvpn.pki.names import checked_alternatives, checked_name
 from rvpn.state import StateDirectory
 
 CERTIFICATE, KEY, REVOCATIONS, INDEX = "ca.pem", "ca.key", "crl.pem", "index.csv"

@@ -16,16 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
-from rvpn.pki.names import is_address
+from rvpn.keyexchange.certificates import USAGES, is_address
 
 PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 
-#: The extended key usage that makes a certificate a gateway's or a client's.
-USAGES = {Role.GATEWAY: ExtendedKeyUsageOID.SERVER_AUTH, Role.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH}
 #: A machine whose clock is late by no more takes a new certificate or revocation list at once.
 BACKDATED = timedelta(hours=1)
 

@@ -17,8 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
-from rvpn.keyexchange.certificates import UNREADABLE, check_authority, check_own
-from rvpn.pki.certificates import USAGES
+from rvpn.keyexchange.certificates import UNREADABLE, USAGES, check_authority, check_own
 from rvpn.pki.index import Entry, serial_text
 
 Description = dict[str, Any]

@@ -7,24 +7,22 @@ or, for gateways alone, DNS names; here and in the index they are text in its ca
 
 import re
 from collections.abc import Iterable
-from ipaddress import ip_address
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.keyexchange.certificates import MAX_NAME
 from rvpn.policy.values import DNS_NAME, HOST, quote
 
-#: A common name has no more characters (RFC 5280, ub-common-name).
-LONGEST_NAME = 64
 #: What lies in the authority's own directory.
 RESERVED = {"ca", "crl", "index"}
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{LONGEST_NAME - 1}}}")
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME - 1}}}")
 
 
 def checked_name(text: str) -> str:
     """Return the name of a node. Raises `LocalError` if it is not fit for a certificate and a file."""
     if not _NAME.fullmatch(text) or text.casefold() in RESERVED:
         raise LocalError(
-            f"found name {quote(text)}, expected at most {LONGEST_NAME} letters, digits or . _ @ -, "
+            f"found name {quote(text)}, expected at most {MAX_NAME} letters, digits or . _ @ -, "
             f"a letter or digit first, and none of {', '.join(sorted(RESERVED))}"
         )
     return text
@@ -38,15 +36,6 @@ def checked_alternatives(role: Role, texts: Iterable[str]) -> tuple[str, ...]:
     name.
     """
     return tuple(dict.fromkeys(_alternative(role, text) for text in texts))
-
-
-def is_address(alternative: str) -> bool:
-    """Tell an address among checked subject alternative names."""
-    try:
-        ip_address(alternative)
-    except ValueError:
-        return False
-    return True
 
 
 def _alternative(role: Role, text: str) -> str:

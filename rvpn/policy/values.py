@@ -21,7 +21,7 @@ from ipaddress import (
 )
 from typing import Generic, NamedTuple, TypeVar
 
-from rvpn.constants import HeartbeatMode, LanPresence, Mechanism, TransformID
+from rvpn.constants import TRANSFORM_NAMES, HeartbeatMode, LanPresence, Mechanism
 from rvpn.errors import LocalError
 from rvpn.interfaces import IPAddress, IPNetwork, PeerIdentity
 
@@ -350,9 +350,7 @@ HEARTBEAT_AUTHENTICATION = choice({"yes": False, "none": True})
 PRESENCE = choice({presence.value: presence for presence in LanPresence})
 OFFLOAD = choice({"auto": True, "off": False})
 YES_NO = choice({"yes": True, "no": False})
-TRANSFORM = choice(
-    {"aes-gcm-256": TransformID.AES_GCM_16_256, "chacha20-poly1305": TransformID.CHACHA20_POLY1305}
-)
+TRANSFORM = choice({name: transform for transform, name in TRANSFORM_NAMES.items()})
 _SOME_TRANSFORMS = several("aes-gcm-256, chacha20-poly1305 or both, the preferred first", TRANSFORM)
 TRANSFORMS = ValueType(
     f"auto, or {_SOME_TRANSFORMS.name}",
