@@ -19,11 +19,7 @@ from typing import Any
 
 from rvpn.client_control import ClientControl
 from rvpn.cluster import ClusterInUse
-from rvpn.constants import (
-    LINK_MTU,
-    HeartbeatMode,
-    Role,
-)
+from rvpn.constants import HeartbeatMode, Role
 from rvpn.errors import DropReason, RemoteError
 from rvpn.exchanges import Exchanges
 from rvpn.failover import Failover
@@ -73,10 +69,9 @@ class Client(TunnelEnd):
         random: RandomSource,
         clock: Callable[[], float],
         now: float,
-        link_mtu: int = LINK_MTU,
         generation: int = 0,
     ) -> None:
-        super().__init__(credentials, random, clock, link_mtu)
+        super().__init__(credentials, random, clock)
         self._packed_addresses = frozenset(address.packed for address in inner_addresses)
         self.kms = KeyManagementService(self, random)
         self.exchanges = Exchanges(self, inner_addresses, self.agenda, random, now)

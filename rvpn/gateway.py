@@ -18,7 +18,6 @@ from rvpn.admission import Admission
 from rvpn.calls import Calls
 from rvpn.clients import Clients
 from rvpn.constants import (
-    LINK_MTU,
     RESPONSE_UNMEASURED,
     Mechanism,
     Role,
@@ -73,9 +72,8 @@ class Gateway(TunnelEnd):
         now: float,
         *,
         lost_keys: LostKeys,
-        link_mtu: int = LINK_MTU,
     ) -> None:
-        super().__init__(credentials, random, clock, link_mtu)
+        super().__init__(credentials, random, clock)
         self.inbound = self.filter.open
         self.session_control = GatewayControl(self, self.agenda)
         self.clients = Clients()

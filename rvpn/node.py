@@ -51,12 +51,8 @@ class TunnelEnd(ABC):
 
     session_control: Control
 
-    def __init__(
-        self, credentials: Credentials, random: RandomSource, clock: Callable[[], float], link_mtu: int
-    ) -> None:
-        """
-        `clock` gives the time of day, `link_mtu` is the MTU of the outside link, the first of each path.
-        """
+    def __init__(self, credentials: Credentials, random: RandomSource, clock: Callable[[], float]) -> None:
+        """`clock` gives the time of day."""
         self.agenda = Agenda()
         self.cache = SessionCache(random)
         self.filter = IPFilter(self.cache, self)
@@ -66,7 +62,7 @@ class TunnelEnd(ABC):
         self.time_of_day = clock
         self.terms = Terms()
         self._validity = Validity(self, self.agenda)
-        self.paths = PathMTU(link_mtu, self.cache, self.agenda)
+        self.paths = PathMTU(self.cache, self.agenda)
         # These are of `rvpn.interfaces.Node` as they are, and each call between takes time with each packet.
         self.outbound = self.sealer.seal
         self.deadline, self.advance = self.agenda.deadline, self.agenda.advance

@@ -3,22 +3,22 @@ What the paths to the peers carry (DESIGN 3): how long the inner packets of a se
 
     keys -> `begin`: as much as the outside link does
     ICMP, a datagram that was too long -> `learn`: less, for PATH_MTU_LIFETIME
-    the link has another MTU, which a reload finds -> `link_changed`: as much as it does now
+    the outside link has another MTU -> `link_changed`: as much as it does now
 """
 
 from collections.abc import Sequence
 
 from rvpn.agenda import Agenda
-from rvpn.constants import PATH_MTU_LIFETIME
+from rvpn.constants import LINK_MTU, PATH_MTU_LIFETIME
 from rvpn.interfaces import Action, Endpoint, Event, Fields
 from rvpn.sessions import Session, SessionCache
 
 
 class PathMTU:
-    """See the module. `link_mtu`, in bytes, is the MTU of the outside link, the first of each path."""
+    """See the module. Until `link_changed` says otherwise, the outside link is an Ethernet."""
 
-    def __init__(self, link_mtu: int, cache: SessionCache, agenda: Agenda) -> None:
-        self._link_mtu = link_mtu
+    def __init__(self, cache: SessionCache, agenda: Agenda) -> None:
+        self._link_mtu = LINK_MTU
         self._cache = cache
         self._agenda = agenda
 
@@ -38,7 +38,9 @@ class PathMTU:
 
     def link_changed(self, link_mtu: int) -> None:
         """
-        Hear the MTU of the outside link. If it is another one, what was learnt of paths is to be learnt anew.
+        Hear the MTU in bytes of the outside link, the first of each path.
+
+        If it is another one, what was learnt of paths is to be learnt anew.
         """
         if link_mtu == self._link_mtu:
             return

@@ -15,7 +15,6 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
-from rvpn.constants import LINK_MTU
 from rvpn.errors import LocalError
 from rvpn.interfaces import IPAddress
 from rvpn.net import rtnetlink
@@ -100,18 +99,20 @@ class OuterPath:
 @dataclass(frozen=True, slots=True)
 class Link:
     """
-    An interface: its name, whether it can carry packets (set up, with a carrier), and whether to one peer.
+    An interface: its name, whether it can carry packets (set up, with a carrier), whether to one peer, and of
+    how many bytes.
     """
 
     name: str
     up: bool
     point_to_point: bool
+    mtu: int
 
     @classmethod
-    def of(cls, name: str, flags: int) -> "Link":
+    def of(cls, name: str, flags: int, mtu: int) -> "Link":
         """Read the flags of netdevice(7)."""
         ready = _IFF_UP | _IFF_RUNNING
-        return cls(name, flags & ready == ready, bool(flags & _IFF_POINTOPOINT))
+        return cls(name, flags & ready == ready, bool(flags & _IFF_POINTOPOINT), mtu)
 
 
 class Netlink:
@@ -167,7 +168,10 @@ class Netlink:
     def links(self) -> dict[int, Link]:
         """Return all interfaces by index."""
         with _refused("read the interfaces"):
-            return {found.fixed[2]: Link.of(_name(found), found.fixed[3]) for found in self._links()}
+            return {
+                found.fixed[2]: Link.of(_name(found), found.fixed[3], _number(found, _IFLA_MTU))
+                for found in self._links()
+            }
 
     def access_server(self, without: Collection[int]) -> IPAddress | None:
         """
@@ -206,16 +210,15 @@ class Netlink:
             if not length and kind == _UNICAST and _number(found, _RTA_TABLE) == _TABLE_MAIN:
                 yield found
 
-    def smallest_mtu(self, without: Collection[str]) -> int:
-        """Return the smallest MTU of all links that are up but loopback and these; by default Ethernet's."""
+    def mtus(self, without: Collection[str]) -> list[int]:
+        """Return the MTU of each link that is set up, but of loopback and these."""
         with _refused("read the MTU of the interfaces"):
             links = [link for link in self._links() if link.fixed[3] & _IFF_UP]
-        mtus = (
+        return [
             _number(link, _IFLA_MTU)
             for link in links
             if not link.fixed[3] & _IFF_LOOPBACK and _name(link) not in without
-        )
-        return min(mtus, default=LINK_MTU)
+        ]
 
     def add_address(self, device: int, address: IPAddress) -> None:
         """Give an interface an address, without a network."""
@@ -268,10 +271,10 @@ class Netlink:
     def _link_mtu(self, device: int, version: int) -> int:
         with _refused("read the MTU of an interface"):
             (link,) = self._request(Kind.GET_LINK, _link(device))
-        mtu = _number(link, _IFLA_MTU)
-        # A router may have announced less for IPv6 (RFC 4861 section 4.6.4).
-        announced = Path("/proc/sys/net/ipv6/conf") / _name(link) / "mtu"
-        return min(mtu, int(announced.read_text())) if version == 6 else mtu
+            mtu = _number(link, _IFLA_MTU)
+            # A router may have announced less for IPv6 (RFC 4861 section 4.6.4).
+            announced = Path("/proc/sys/net/ipv6/conf") / _name(link) / "mtu"
+            return min(mtu, int(announced.read_text())) if version == 6 else mtu
 
     # --- requests -------------------------------------------------------------------------------------------
 

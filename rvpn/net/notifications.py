@@ -26,7 +26,7 @@ _LAYOUT = {
     Kind.NEW_ROUTE: ROUTE,
     Kind.DELETE_ROUTE: ROUTE,
 }
-_IFLA_IFNAME = 3
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
 _RTA_OIF, _RTA_TABLE = 4, 15
@@ -35,7 +35,10 @@ _TABLE_LOCAL = 255  # its routes follow the addresses
 
 @dataclass(slots=True)
 class Changes:
-    """Links that changed, by name, and whether each is up now; whether addresses and routes changed."""
+    """
+    Links that changed, by name, and whether each is up now; whether addresses changed, and whether routes
+    did, or what they carry.
+    """
 
     links: dict[str, bool] = field(default_factory=dict)
     addresses: bool = False
@@ -82,7 +85,7 @@ class NetworkState:
         if family or index in self._without:
             return
         name = text(_find(attributes, _IFLA_IFNAME))
-        link = Link.of(name, flags)
+        link = Link.of(name, flags, _number(attributes, _IFLA_MTU))
         known = self._links.get(index)
         if new and link == known:
             return

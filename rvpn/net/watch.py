@@ -1,12 +1,14 @@
 """
-Links, addresses and routes of the host as they change: what makes a node look again at once (R14, R15, X6).
+Links, addresses and routes of the host as they change: what makes a node look again (R14, R15, X6, DESIGN 3).
 
     kernel -> rtnetlink socket -> NetworkWatch.doRead -> NetworkState
         -> linkChanged, addressChanged, routeChanged
 
 All that waits in the socket, up to `READS_PER_WAKEUP` notifications, becomes one report for each link and
-one for addresses and routes. If the socket overflows, notifications are lost: then, as at the start,
-everything is reported as if it had changed.
+one for addresses. Routes are reported `SETTLING` seconds later, with all that changed meanwhile: who hears
+of them looks the way up anew, which is not to be done for each message of a routing daemon, nor before the
+route follows the address. If the socket overflows, notifications are lost: then, as at the start, everything
+is reported as if it had changed.
 
 How soon: an interface that is set up or down is reported at once, and so is a lost carrier, unless the
 kernel reported another change of a carrier less than a second ago. It puts such reports together, so a link
@@ -15,9 +17,9 @@ that goes down, up and down again may stay unnoticed for a second.
 
 import socket
 from collections.abc import Collection
-from typing import Protocol
+from typing import Any, Protocol
 
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -28,6 +30,8 @@ from rvpn.net.netlink import Netlink
 from rvpn.net.notifications import Changes, NetworkState
 
 READS_PER_WAKEUP = 256
+#: Seconds from the first sign of another route to the report.
+SETTLING = 0.1
 
 #: Bytes: the most that the kernel puts into one notification is less than half of that.
 _BUFFER = 1 << 16
@@ -46,7 +50,7 @@ class NetworkReceiver(Protocol):
         """
         Hear that an interface is now up (set up, with a carrier), or down or gone.
 
-        At the start, and where notifications were lost, it may have been so before.
+        At the start, where notifications were lost, and if it has another MTU, it may have been so before.
         """
 
     def addressChanged(self) -> None:
@@ -54,7 +58,9 @@ class NetworkReceiver(Protocol):
 
     def routeChanged(self) -> None:
         """
-        Hear that routes may lead elsewhere; comes with every change of a link or an address, and after it.
+        Hear that routes may lead elsewhere, or carry packets of another length.
+
+        Follows every change of a link or an address.
         """
 
 
@@ -64,14 +70,15 @@ class NetworkWatch:
     Watches the network namespace in which it was made; changes wait from then on, and are told after
     `startReading`.
 
-    `netlink` is a socket in the same namespace. Links `without` (by index), our own TUN device, are not
-    reported, nor are our own routes. Raises `LocalError` if the kernel refuses.
+    `reactor` takes descriptors and delayed calls, `netlink` is a socket in the same namespace. Links
+    `without` (by index), our own TUN device, are not reported, nor are our own routes. Raises `LocalError` if
+    the kernel refuses.
     """
 
     def __init__(
         self,
         receiver: NetworkReceiver,
-        reactor: IReactorFDSet,
+        reactor: Any,
         netlink: Netlink,
         without: Collection[int] = (),
     ) -> None:
@@ -79,6 +86,7 @@ class NetworkWatch:
         self._reactor = reactor
         self._netlink = netlink
         self._state = NetworkState(without, TABLE.values())
+        self._settling: IDelayedCall | None = None
         self._socket = _subscribe()
 
     def startReading(self) -> None:
@@ -91,6 +99,9 @@ class NetworkWatch:
         if self._socket.fileno() >= 0:
             self._reactor.removeReader(self)
             self._socket.close()
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
 
     def doRead(self) -> None:
         """Report what changed."""
@@ -130,8 +141,12 @@ class NetworkWatch:
             self._receiver.linkChanged(name, up)
         if changes.addresses:
             self._receiver.addressChanged()
-        if changes.routes:
-            self._receiver.routeChanged()
+        if changes.routes and self._settling is None:
+            self._settling = self._reactor.callLater(SETTLING, self._settled)
+
+    def _settled(self) -> None:
+        self._settling = None
+        self._receiver.routeChanged()
 
     def connectionLost(self, reason: Failure) -> None:
         """Close: the reactor is about to end, which is the only cause there is."""

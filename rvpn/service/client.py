@@ -1,14 +1,12 @@
 """The client at work: its inner addresses on the TUN device, the tunnels' networks routed there."""
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NoReturn
 
 from rvpn.client import Client
-from rvpn.constants import LINK_MTU, MIN_TUNNEL_MTU, Role
+from rvpn.constants import Role
 from rvpn.errors import LocalError
-from rvpn.esp.codec import inner_mtu
 from rvpn.interfaces import Event, IPAddress
 from rvpn.net.clock import SleepWatch
 from rvpn.net.host import OUTER_MARK
@@ -35,19 +33,18 @@ class ClientService(TunnelService[Client]):
     def _commands(self) -> dict[str, Command]:
         return {**super()._commands, "drain": for_gateways, "undrain": for_gateways}
 
-    def _prepare_host(self, policy: Policy) -> int:
+    def _prepare_host(self, policy: Policy) -> None:
+        self._server = self._access_server(policy)
         policy = self._resolved(policy)
-        gateways = list(_gateways(policy))
-        paths = dict(self._paths(gateways))
-        self._link_mtu = min((path.mtu for path in paths.values()), default=LINK_MTU)
-        fitting = (inner_mtu(path.mtu, gateway.version) for gateway, path in paths.items())
-        mtu = max(MIN_TUNNEL_MTU, min(fitting, default=inner_mtu(LINK_MTU, 6)))
-        self._use(policy.inner_addresses or _own(paths))
-        self._host.prepare_tun(self._tun.name, policy.inner_addresses or (), mtu)
+        self._use(policy.inner_addresses or _own(self._paths(policy)))
+        self._host.prepare_tun(self._tun.name, policy.inner_addresses or (), self.mtu)
         sources = {address.version: address for address in reversed(self._inner_addresses)}
         networks = TunnelIndex(policy.tunnels).networks()
-        self._host.set_routes(networks, sources.values(), bypass=gateways)
-        return mtu
+        self._host.set_routes(networks, sources.values(), bypass=_gateways(policy))
+
+    def _outside(self, policy: Policy) -> list[tuple[int, int]]:
+        paths = self._paths(self._resolved(policy))
+        return [(path.mtu, gateway.version) for gateway, path in paths.items()]
 
     def _use(self, addresses: tuple[IPAddress, ...]) -> None:
         """Fix the inner addresses. Raises `LocalError` if they are others than at the start (R18: `own`)."""
@@ -58,11 +55,10 @@ class ClientService(TunnelService[Client]):
             )
         self._inner_addresses = addresses
 
-    def _paths(self, gateways: list[IPAddress]) -> Iterator[tuple[IPAddress, OuterPath]]:
-        for gateway in gateways:
-            path = self._netlink.path_to(gateway, OUTER_MARK)
-            if path is not None:
-                yield gateway, path
+    def _paths(self, policy: Policy) -> dict[IPAddress, OuterPath]:
+        """Return the ways to the gateways of a resolved policy, as far as there are any."""
+        paths = {gateway: self._netlink.path_to(gateway, OUTER_MARK) for gateway in _gateways(policy)}
+        return {gateway: path for gateway, path in paths.items() if path is not None}
 
     def _make_node(self, configuration: Configuration, state: StateDirectory) -> Client:
         self._state = state
@@ -74,7 +70,6 @@ class ClientService(TunnelService[Client]):
             self._random,
             time.time,
             self.now(),
-            self._link_mtu,
             self._saved_generation,
         )
 
@@ -95,9 +90,10 @@ class ClientService(TunnelService[Client]):
         self.perform(self.node.host_changed)
 
     def routeChanged(self) -> None:
-        """See whether AUTO stands for another access server now (R15)."""
-        server = self._access_server() or self._server  # between two networks: the one before
-        if server == self._server or all(tunnel.cluster for tunnel in self._configuration.policy.tunnels):
+        """Follow the outside link, or whatever AUTO stands for now (R15)."""
+        server = self._access_server(self._configuration.policy)
+        if server == self._server:
+            super().routeChanged()
             return
         self._log.info("the access server is now {server}", server=str(server) if server else "none")
         try:
@@ -105,12 +101,14 @@ class ClientService(TunnelService[Client]):
         except LocalError as error:
             self._log.error("the new access server cannot be used: {error}", error=str(error))
 
-    def _access_server(self) -> IPAddress | None:
-        return self._netlink.access_server(without=[self._tun.index])
+    def _access_server(self, policy: Policy) -> IPAddress | None:
+        """Return the access server, if `policy` has AUTO (R15); between two networks it is the one before."""
+        if all(tunnel.cluster for tunnel in policy.tunnels):
+            return self._server
+        return self._netlink.access_server(without=[self._tun.index]) or self._server
 
     def _resolved(self, policy: Policy) -> Policy:
         """Put what AUTO stands for into its entries (R15)."""
-        self._server = self._access_server() or self._server
         return resolve_auto(policy, self._server)
 
     def _tell(self, event: Event) -> None:

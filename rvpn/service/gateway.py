@@ -9,9 +9,8 @@ from contextlib import ExitStack
 from ipaddress import ip_network
 from typing import Any
 
-from rvpn.constants import MIN_TUNNEL_MTU, LanPresence, Role
+from rvpn.constants import LanPresence, Role
 from rvpn.errors import LocalError
-from rvpn.esp.codec import inner_mtu
 from rvpn.gateway import Gateway
 from rvpn.interfaces import Action, Announce, IPAddress, IPNetwork, Probe
 from rvpn.lanwatch import LanWatch
@@ -36,17 +35,17 @@ class GatewayService(TunnelService[Gateway]):
 
     role = Role.GATEWAY
 
-    def _prepare_host(self, policy: Policy) -> int:
-        self._link_mtu = self._netlink.smallest_mtu(without=self._inside(policy))
-        # A session over IPv6 holds less; its packets that are too big draw an ICMP error of their own.
-        mtu = max(MIN_TUNNEL_MTU, inner_mtu(self._link_mtu, 4))
+    def _prepare_host(self, policy: Policy) -> None:
         addresses = {address for client in policy.clients for address in client.inner_addresses}
         granted = [network for authority in policy.authorities for network in authority.networks]
         self._refuse_own(addresses, granted)
-        self._host.prepare_tun(self._tun.name, (), mtu)
+        self._host.prepare_tun(self._tun.name, (), self.mtu)
         self._host.set_routes([*map(ip_network, addresses), *granted], self._lan_addresses(policy).values())
         self._forward(policy)
-        return mtu
+
+    def _outside(self, policy: Policy) -> list[tuple[int, int]]:
+        # A session over IPv6 holds less; its packets that are too big draw an ICMP error of their own.
+        return [(mtu, 4) for mtu in self._netlink.mtus(without=self._inside(policy))]
 
     def _forward(self, policy: Policy) -> None:
         """Switch forwarding on, where it is not."""
@@ -86,7 +85,6 @@ class GatewayService(TunnelService[Gateway]):
             time.time,
             self.now(),
             lost_keys=self._next_start(),
-            link_mtu=self._link_mtu,
         )
 
     def _next_start(self) -> LostKeys:

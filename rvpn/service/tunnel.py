@@ -4,6 +4,7 @@ A node at work: sockets, TUN device and timer around a calculation (`rvpn.interf
     TUN device -> packetsReceived -> node.outbound -> UDP
     UDP -> TunnelProtocol, KeyExchangeProtocol -> node.inbound, node.key_exchange -> TUN device, UDP
     alarm -> node.advance; SIGHUP, `rvpn reload` -> the policy is read again; `rvpn status` -> node.status
+    links and routes change -> the MTU of the outside link is looked up -> TUN device, node.paths
 
 `open` takes everything from the host that the role needs and raises `LocalError` if something is missing,
 before twistd leaves the terminal; `stopService` says good-bye to the peers and gives everything back.
@@ -29,8 +30,9 @@ from twisted.python.failure import Failure
 
 from rvpn import __version__
 from rvpn.client import Client
-from rvpn.constants import BATCH_CAPACITY, Role
+from rvpn.constants import BATCH_CAPACITY, LINK_MTU, MIN_TUNNEL_MTU, Role
 from rvpn.errors import DropReason, LocalError
+from rvpn.esp.codec import inner_mtu
 from rvpn.gateway import Gateway
 from rvpn.interfaces import Action, DatagramBatch, Deliver, Endpoint, Event, PacketBatch, Send
 from rvpn.net import alarm
@@ -66,8 +68,8 @@ class TunnelService(Service, ABC, Generic[NodeT]):
 
     role: ClassVar[Role]
     node: NodeT
-    mtu: int
-    _link_mtu: int
+    #: Of the TUN device, in bytes; while no link leads outside, what fits into any Ethernet.
+    mtu = inner_mtu(LINK_MTU, 6)
     failed = False
     _log = Logger()
 
@@ -100,11 +102,13 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         return {"status": self.status, "reload": self.reload}
 
     @abstractmethod
-    def _prepare_host(self, policy: Policy) -> int:
-        """
-        Give the TUN device its addresses and the host its routes; on a reload, what changed of them.
+    def _prepare_host(self, policy: Policy) -> None:
+        """Give the TUN device its addresses and the host its routes; on a reload, what changed of them."""
 
-        Returns the MTU of the TUN device (DESIGN 3), and notes that of the outside link.
+    @abstractmethod
+    def _outside(self, policy: Policy) -> list[tuple[int, int]]:
+        """
+        Return the links to the peers: the MTU of each in bytes, and the IP version of what it is to carry.
         """
 
     # --- start and stop -----------------------------------------------------------------------------------
@@ -124,8 +128,9 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             self._host = HostChanges(state, self.role, self._netlink)
             self._host.recover()
             resources.callback(self._host.undo)
-            self.mtu = self._prepare_host(policy)
+            self._prepare_host(policy)
             self.node = self._make_node(config, state)
+            self._follow_link(policy)
             self.node.terms.fastest_first = fastest_first()
             in_use = {name for name, state in self._tun.offloads.items() if state == IN_USE}
             self.node.offload(
@@ -249,7 +254,33 @@ class TunnelService(Service, ABC, Generic[NodeT]):
         """Hear of addresses (`rvpn.net.watch.NetworkReceiver`)."""
 
     def routeChanged(self) -> None:
-        """Hear of routes (`rvpn.net.watch.NetworkReceiver`)."""
+        """See whether the outside link has another MTU now (`rvpn.net.watch.NetworkReceiver`)."""
+        before = self.mtu
+        try:
+            self._follow_link(self._configuration.policy)
+        except LocalError as error:
+            self._log.error("the outside link is not followed: {error}", error=str(error))
+        if self.mtu != before:
+            self._log.info(
+                "the outside link has another MTU: that of {device} is {mtu} now",
+                device=self._tun.name,
+                mtu=self.mtu,
+            )
+
+    def _follow_link(self, policy: Policy) -> None:
+        """
+        Let TUN device and sessions carry what fits into the links outside, if there are any (DESIGN 3).
+
+        Raises `LocalError`; then all is as before.
+        """
+        links = self._outside(policy)
+        if not links:
+            return
+        mtu = max(MIN_TUNNEL_MTU, min(inner_mtu(*link) for link in links))
+        if mtu != self.mtu:
+            self._netlink.bring_up(self._tun.index, mtu)
+            self.mtu = mtu
+        self.node.paths.link_changed(min(link_mtu for link_mtu, _ in links))
 
     def deviceLost(self, reason: Failure) -> None:
         """Stop: without its TUN device a node is of no use, and who started it can start it again."""
@@ -372,12 +403,12 @@ class TunnelService(Service, ABC, Generic[NodeT]):
             raise LocalError(f"{self._file}: {names} changed, which takes a restart; nothing was changed")
         check_lists(before.credentials.certificates, after.credentials.certificates)
         try:
-            self.mtu = self._prepare_host(after.policy)
+            self._prepare_host(after.policy)
+            self._follow_link(after.policy)
         except LocalError as error:
             self._go_back(before.policy, error)
             raise
         self._configuration = after
-        self.node.paths.link_changed(self._link_mtu)
         self.perform(lambda now: self.node.reload(self._resolved(after.policy), now, after.credentials))
 
     def _go_back(self, policy: Policy, cause: LocalError) -> None:

@@ -26,10 +26,11 @@ def message(kind: int, body: bytes) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
-def link(kind: int, index: int, name: str, flags: int, family: int = 0) -> bytes:
+def link(kind: int, index: int, name: str, flags: int, family: int = 0, mtu: int = 1500) -> bytes:
     """Return a notification about a link, with an attribute before the name that does not matter."""
     fixed = struct.pack("=BxHiII", family, 1, index, flags, 0)
-    return message(kind, fixed + attribute(4, bytes(4)) + attribute(3, name.encode() + b"\0"))
+    attributes = attribute(1, bytes(6)) + attribute(4, struct.pack("=I", mtu))
+    return message(kind, fixed + attributes + attribute(3, name.encode() + b"\0"))
 
 
 def address(kind: int, index: int, own: str, flags: int = PERMANENT, peer: str = "") -> bytes:
@@ -53,7 +54,7 @@ class NotificationTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         """Begin with eth0 up and eth1 down."""
         self.state = NetworkState({OURS}, {OUR_TABLE})
-        self.state.renew({1: Link("eth0", True, False), 2: Link("eth1", False, False)})
+        self.state.renew({1: Link("eth0", True, False, 1500), 2: Link("eth1", False, False, 1500)})
 
     def read(self, *messages: bytes) -> Changes:
         """Return what changed, read in one piece."""
@@ -81,8 +82,15 @@ class LinkTests(NotificationTestCase):
             self.assertEqual(self.read(link(NEWLINK, 1, "eth0", flags)).links, {"eth0": up})
 
     def test_nothing_new(self) -> None:
-        """A link of which nothing changed that matters here, say its MTU, is not reported."""
+        """A link of which nothing changed that matters here, say who listens to it, is not reported."""
         self.assert_nothing(link(NEWLINK, 1, "eth0", UP | RUNNING | 0x11000), link(NEWLINK, 2, "eth1", UP))
+
+    def test_mtu(self) -> None:
+        """A link that carries less or more than before is reported, and so are the routes through it."""
+        for mtu in 1400, 9000:
+            changes = self.read(link(NEWLINK, 1, "eth0", UP | RUNNING, mtu=mtu))
+            self.assertEqual(changes, Changes({"eth0": True}, routes=True))
+            self.assert_nothing(link(NEWLINK, 1, "eth0", UP | RUNNING, mtu=mtu))
 
     def test_flap(self) -> None:
         """A link that went down and up again is one report: it is up, but something happened."""
@@ -188,7 +196,11 @@ class RenewTests(NotificationTestCase):
 
     def test_everything(self) -> None:
         """Everything is reported as changed: links as they are, and those that are no more as down."""
-        links = {2: Link("eth1", False, False), 3: Link("eth2", True, False), OURS: Link("rvpn0", True, True)}
+        links = {
+            2: Link("eth1", False, False, 1500),
+            3: Link("eth2", True, False, 1500),
+            OURS: Link("rvpn0", True, True, 1434),
+        }
         self.assertEqual(
             self.state.renew(links), Changes({"eth0": False, "eth1": False, "eth2": True}, True, True)
         )
