@@ -45,9 +45,6 @@ from rvpn.status import cluster_status, gateway_status
 
 #: Addresses whose policy lookup is remembered.
 _REMEMBERED_LOOKUPS = 4096
-#: Packets back to which an ICMP error may refer.
-_RECENT = 1024
-_CONTROL_SPI = b"\xff" * 4
 
 
 class Client(TunnelEnd):
@@ -168,7 +165,7 @@ class Client(TunnelEnd):
         """
         session = self.cache.by_endpoint.get(remote)
         pair = session.sending if session is not None else None
-        if session is None or pair is None or not _is_recent(quote, pair):
+        if session is None or pair is None or not pair.sent_lately(quote):
             return []
         return self.failover.liveness.hint(session, now)
 
@@ -316,12 +313,3 @@ class Client(TunnelEnd):
             "failovers": self.failover.journal.status(),
             "promise": self.failover.promise(now),
         }
-
-
-def _is_recent(quote: bytes, pair: SAPair) -> bool:
-    """Tell whether `quote` begins as one of the last packets sent under `pair` does."""
-    if quote[:4] == _CONTROL_SPI:
-        ours, sequence = quote[8:12] == pair.outbound.spi.to_bytes(4), quote[12:20]
-        return ours and len(sequence) == 8 and 0 <= pair.control.sequence - int.from_bytes(sequence) < _RECENT
-    ours, sequence = quote[:4] == pair.outbound.spi.to_bytes(4), quote[4:8]
-    return ours and len(sequence) == 4 and 0 <= pair.outbound.packets - int.from_bytes(sequence) < _RECENT

@@ -143,6 +143,8 @@ IDLE_AFTER = 10.0
 #: Round trips that a client asks for, while packets arrive, to know an `auto` response time (X7): so many
 #: forget a first sample that was fifteen times too long.
 SAMPLES = 24
+#: Packets back to which an ICMP error may refer to be believed (X6).
+RECENT_PACKETS = 1024
 #: Seconds by which a deadline may be missed before the miss is held against ourselves (R7).
 LATE = 0.001
 #: Heartbeats of one detector whose answers are still waited for.

@@ -26,7 +26,7 @@ from hashlib import blake2b
 from hmac import compare_digest
 from struct import Struct
 
-from rvpn.constants import CONTROL_SPI
+from rvpn.constants import CONTROL_SPI, RECENT_PACKETS
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.replay import ReplayWindow
 from rvpn.tai64n import LABEL_SIZE
@@ -39,6 +39,7 @@ GENERATION_SIZE = LABEL_SIZE
 # SPI, kind, status, reserved, session, sequence, in reply to, generation.
 _BODY = Struct("!IBBHIQQ12s")
 _SPI_AND_SESSION = Struct("!I4xI")
+_SESSION_AND_SEQUENCE = Struct("!8xIQ")
 _TAG_SIZE = 16
 #: Bytes of every session control packet.
 CONTROL_SIZE = _BODY.size + _TAG_SIZE
@@ -180,6 +181,13 @@ class ControlChannel:
         self.sequence += 1
         packet = ControlPacket(kind, self.peer_session, self.sequence, status, in_reply_to, generation)
         return encode(packet, self._send_key)
+
+    def sent_lately(self, quote: bytes) -> bool:
+        """Tell whether what begins with `quote` may be one of the last RECENT_PACKETS that were sent."""
+        if len(quote) < _SESSION_AND_SEQUENCE.size:
+            return False
+        session, sequence = _SESSION_AND_SEQUENCE.unpack_from(quote)
+        return bool(session == self.peer_session and 0 <= self.sequence - sequence < RECENT_PACKETS)
 
     def receive(self, datagram: bytes | memoryview) -> ControlPacket:
         """Return the peer's packet. Raises `RemoteError` with `decode`'s reasons or REPLAYED_CONTROL."""

@@ -15,9 +15,18 @@ gateway's address; a gateway: the client's identity), by inner address and by th
 
 import math
 from collections.abc import Hashable, Iterable, Iterator
+from struct import Struct
 
 from rvpn.agenda import Appointment
-from rvpn.constants import LITERAL_PER_ENDPOINT, MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, REKEY_PACKETS
+from rvpn.constants import (
+    CONTROL_SPI,
+    LITERAL_PER_ENDPOINT,
+    MAX_SPI,
+    MIN_SPI,
+    MIN_TUNNEL_MTU,
+    RECENT_PACKETS,
+    REKEY_PACKETS,
+)
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
 from rvpn.esp.sa import InboundSA, OutboundSA
@@ -37,6 +46,8 @@ from rvpn.session_control import ControlChannel, Status
 
 #: Bytes; no packet is larger.
 UNLIMITED = 0xFFFF
+# How an ESP packet begins (RFC 4303 section 2).
+_SPI_AND_SEQUENCE = Struct("!II")
 
 
 class SAPair:
@@ -112,6 +123,18 @@ class SAPair:
     def worn(self) -> bool:
         """Whether it has carried so many packets, in one direction, that it is to be renewed (DESIGN 3)."""
         return max(self.outbound.packets, self.inbound.window.highest) >= REKEY_PACKETS
+
+    def sent_lately(self, quote: bytes) -> bool:
+        """
+        Tell whether a datagram that begins with `quote` may be one of the last RECENT_PACKETS of ESP, or of
+        session control, that were sent under this pair.
+        """
+        if len(quote) < _SPI_AND_SEQUENCE.size:
+            return False
+        spi, sequence = _SPI_AND_SEQUENCE.unpack_from(quote)
+        if spi == CONTROL_SPI:
+            return self.control.sent_lately(quote)
+        return bool(spi == self.outbound.spi and 0 <= self.outbound.packets - sequence < RECENT_PACKETS)
 
 
 class Session:
