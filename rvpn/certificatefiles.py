@@ -7,9 +7,7 @@ The certificates, keys and revocation lists that a policy names, read from disk.
 A node whose policy names no certificate never imports this module.
 """
 
-import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from rvpn import keyfile
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.files import open_regular
 from rvpn.keyexchange import certificates
 from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import UNREADABLE, Authority
@@ -173,9 +172,7 @@ def _read(path: Source) -> bytes:
     if isinstance(path, InlinePEM):
         return path.encode()
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise LocalError("found something that is not a regular file")
+        with open_regular(path) as file:
             content = file.read(LONGEST_FILE + 1)
     except OSError as error:
         raise LocalError(f"cannot read this file: {error.strerror}") from None

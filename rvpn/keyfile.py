@@ -7,20 +7,20 @@ it: a key that leaked is to be replaced, not used.
 """
 
 import os
-import stat
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from pathlib import Path
+from stat import S_IMODE
 
 from nacl.public import PrivateKey
 
 from rvpn import newfile
 from rvpn.errors import LocalError
+from rvpn.files import IrregularFile, mode_of, open_regular, open_to_others
 
 KEY_LENGTH = 32
 #: A key line is 45 bytes; whatever is longer than this is no key file.
 LONGEST_FILE = 256
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def beside(policy: str, name: str) -> str:
@@ -65,10 +65,11 @@ def read(path: str, longest: int, maker: str) -> bytes:
     Raises `LocalError` as `load` does; `maker` is the command that makes such a file.
     """
     try:
-        # Non-blocking, so that a FIFO is refused below instead of waited for.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            _refuse_exposed(path, os.fstat(file.fileno()))
+        with open_regular(path) as file:
+            _refuse_exposed(path, mode_of(file))
             return file.read(longest + 1)
+    except IrregularFile as error:
+        raise LocalError(f"{path}: {error}, expected a key file") from None
     except FileNotFoundError:
         raise LocalError(f"{path}: no such key file; make one with: {maker}") from None
     except OSError as error:
@@ -79,14 +80,11 @@ def _write(path: str, secret: bytes) -> None:
     newfile.write({Path(path): b64encode(secret) + b"\n"})
 
 
-def _refuse_exposed(path: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise LocalError(f"{path}: found something that is not a regular file, expected a key file")
-    if status.st_mode & _OTHERS:
-        mode = stat.S_IMODE(status.st_mode)
+def _refuse_exposed(path: str, mode: int) -> None:
+    if open_to_others(mode):
         raise LocalError(
-            f"{path}: found mode {mode:04o}, expected 0600: others may have read this key; make a new one, "
-            f"or, if nobody else uses this machine: chmod 600 {path}"
+            f"{path}: found mode {S_IMODE(mode):04o}, expected 0600: others may have read this key; make a "
+            f"new one, or, if nobody else uses this machine: chmod 600 {path}"
         )
 
 

@@ -9,10 +9,10 @@ a temporary file beside it, fsync, rename, fsync of the directory. `read` return
 
 import fcntl
 import os
-import stat
 from pathlib import Path
 
 from rvpn.errors import LocalError
+from rvpn.files import open_to_others
 
 #: Bytes; more than any file that rvpn keeps.
 MAX_FILE = 1 << 24
@@ -86,7 +86,7 @@ class StateDirectory:
         status = os.fstat(self._descriptor)
         if status.st_uid != os.geteuid():
             raise LocalError(f"the {self._name} belongs to user {status.st_uid}, not to us")
-        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if open_to_others(status.st_mode):
             raise LocalError(f"others can enter the {self._name}: chmod 700 {self.path}")
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise LocalError(f"cannot write to the {self._name}")

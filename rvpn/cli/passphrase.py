@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from rvpn.errors import LocalError
+from rvpn.files import mode_of, open_to_others
 
 #: Characters. A new passphrase that is shorter is guessed too soon.
 SHORTEST = 8
@@ -60,8 +61,8 @@ def _ask(directory: Path, new: bool) -> str:
 def _read(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            status = os.fstat(opened.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            mode = mode_of(opened)
+            if stat.S_ISREG(mode) and open_to_others(mode):
                 raise LocalError(f"{file}: others can read this passphrase: chmod 600 {file}")
             line = opened.readline(LONGEST + 1).rstrip(b"\r\n")
         text = line.decode()

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
+from rvpn.files import open_to_others
 from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_address, is_signed_by
 from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
@@ -268,7 +269,7 @@ class Authority:
         """Raise `LocalError` if the key's own rights would let others read it, wherever it is moved to."""
         path = self.directory / KEY
         mode = path.stat().st_mode if path.exists() else 0
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if open_to_others(mode):
             raise LocalError(f"{path}: found mode {stat.S_IMODE(mode):04o}, expected 0600: chmod 600 {path}")
 
     def _unlock(self, passphrase: bytes) -> Issuer:
