@@ -24,7 +24,7 @@ from rvpn.constants import (
     OUTSTANDING_HEARTBEATS,
     RESPONSE_FLOOR,
     RESPONSE_UNMEASURED,
-    SAMPLES,
+    ROUND_TRIP_SAMPLES,
     HeartbeatMode,
 )
 
@@ -97,7 +97,7 @@ class RoundTrip:
     @property
     def settled(self) -> bool:
         """Whether there were samples enough for the variation to have fallen to what it is."""
-        return self.asked >= SAMPLES
+        return self.asked >= ROUND_TRIP_SAMPLES
 
     @property
     def timeout(self) -> float | None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY
+from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY, MIN_KEY_LIFETIME
 from rvpn.interfaces import IPAddress
 from rvpn.policy import values
 from rvpn.policy.values import ValueType
@@ -190,7 +190,7 @@ KEYS = (
         section="GENERAL",
         syntax="KeyLifetime",
         field="key_lifetime",
-        type=values.number(1, 604800),
+        type=values.number(MIN_KEY_LIFETIME, 604800),
         unit="seconds",
         default="7200",
         description="The age at which the keys of a session are replaced.",

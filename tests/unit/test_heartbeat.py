@@ -19,7 +19,7 @@ from rvpn.constants import (
     OUTSTANDING_HEARTBEATS,
     RESPONSE_FLOOR,
     RESPONSE_UNMEASURED,
-    SAMPLES,
+    ROUND_TRIP_SAMPLES,
     HeartbeatMode,
 )
 from rvpn.heartbeat import FailureDetector, RoundTrip, Timing, Verdict
@@ -415,7 +415,7 @@ class AutoTests(SynchronousTestCase):
         """Return a bench with both times `auto` after a measured round trip that is taken for the truth."""
         bench = Bench(response=None, defer=None, shortest_defer=shortest_defer)
         bench.round_trip.measured(sample)
-        bench.round_trip.asked = SAMPLES
+        bench.round_trip.asked = ROUND_TRIP_SAMPLES
         return bench
 
     def test_from_the_round_trip(self) -> None:
@@ -468,7 +468,7 @@ class AutoTests(SynchronousTestCase):
     def test_unmeasured(self) -> None:
         """X7: while no round trip is known an answer may take a second."""
         bench = Bench(response=None)
-        bench.round_trip.asked = SAMPLES
+        bench.round_trip.asked = ROUND_TRIP_SAMPLES
         bench.run(10)
         self.assertEqual(bench.failed_at, START + DEFER + 2 * RESPONSE_UNMEASURED)
 
@@ -488,9 +488,10 @@ class AutoTests(SynchronousTestCase):
             bench.round_trip.guess(0.05)
             bench.round_trip.measured(0.015)
             self.busy(bench, 0.7)
-            self.assertEqual((len(bench.heartbeats), bench.detector.response), (SAMPLES, RESPONSE_FLOOR))
+            self.assertEqual(len(bench.heartbeats), ROUND_TRIP_SAMPLES)
+            self.assertEqual(bench.detector.response, RESPONSE_FLOOR)
             self.busy(bench, 10)
-            self.assertEqual((len(bench.heartbeats), bench.failed_at), (SAMPLES, None))
+            self.assertEqual((len(bench.heartbeats), bench.failed_at), (ROUND_TRIP_SAMPLES, None))
 
     def test_samples_are_counted_by_session(self) -> None:
         """X7: a gateway that comes into use again is asked only for what is still missing."""
@@ -499,7 +500,7 @@ class AutoTests(SynchronousTestCase):
         timing = Timing(HeartbeatMode.INSTANT, None, None, 0.0)
         bench.detector = FailureDetector(timing, bench.gateway, bench.round_trip, bench.now, bench.now)
         self.busy(bench, 2)
-        self.assertEqual(len(bench.heartbeats), SAMPLES)
+        self.assertEqual(len(bench.heartbeats), ROUND_TRIP_SAMPLES)
 
     def test_unanswered_samples(self) -> None:
         """X7: samples that get lost while packets arrive fail nobody, and are not asked for without end."""
@@ -507,7 +508,7 @@ class AutoTests(SynchronousTestCase):
             bench = Bench(mode, response=None, defer=None)
             bench.round_trip.measured(0.001)
             self.busy(bench, 5, answers_after=-1)
-            self.assertEqual((len(bench.heartbeats), bench.failed_at), (SAMPLES, None))
+            self.assertEqual((len(bench.heartbeats), bench.failed_at), (ROUND_TRIP_SAMPLES, None))
 
     def test_late_samples(self) -> None:
         """X7: an answer that takes longer than was thought is a sample too."""
@@ -602,7 +603,7 @@ class ConfirmTests(SynchronousTestCase):
         """Return an `auto` bench with an old round trip of 1 ms, after 15 s of packets both ways."""
         bench = Bench(response=None, defer=None, confirm=10.0)
         bench.round_trip.measured(0.001)
-        bench.round_trip.asked = SAMPLES
+        bench.round_trip.asked = ROUND_TRIP_SAMPLES
         step, due = 0.005, list[tuple[int, float]]()
         for _ in range(3000):
             bench.payload()
