@@ -30,7 +30,7 @@ from rvpn.constants import (
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import inner_mtu
 from rvpn.esp.sa import InboundSA, OutboundSA
-from rvpn.heartbeat import FailureDetector, RoundTrip
+from rvpn.heartbeat import FailureDetector
 from rvpn.interfaces import (
     Authentication,
     Endpoint,
@@ -42,6 +42,7 @@ from rvpn.interfaces import (
 )
 from rvpn.keyexchange.keys import derive
 from rvpn.rate import Rate
+from rvpn.round_trip import RoundTrip
 from rvpn.session_control import ControlChannel, Status
 
 #: Bytes; no packet is larger.
