@@ -63,9 +63,9 @@ class ClientControl(Control):
     def claim(self, session: Session, now: float) -> list[Action]:
         """See `rvpn.failover.Mover`: with a generation newer than any before (DESIGN 6)."""
         self.generation = max(self.generation + 1, int.from_bytes(tai64n(self._client.time_of_day())))
-        return self.sayings.say(session, Kind.CLAIM, now, generation=self.generation)
+        return self.retransmission.send(session, Kind.CLAIM, now, generation=self.generation)
 
-    def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
+    def _unacknowledged(self, session: Session, kind: Kind, now: float) -> list[Action]:
         """Claim our addresses again: a gateway in use that has no claim does not let targets find us."""
 
         def claim(now: float) -> list[Action]:

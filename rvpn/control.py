@@ -4,7 +4,7 @@ what it hears.
 
     datagram with the control SPI -> `receive` -> authenticated, not seen before -> the answer to its kind
         -> of a length of its own: `bare`, which nothing authenticates
-    something to say -> `sayings`, until acknowledged
+    something to say -> `retransmission`, until acknowledged
 
 Here is what both roles know; what only one does is in `rvpn.client_control` and `rvpn.gateway_control`. The
 layout of the packets is in `rvpn.session_control`.
@@ -17,7 +17,7 @@ from rvpn.agenda import Agenda
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import Action, Path, Send
 from rvpn.literal_heartbeats import LITERAL_SIZE
-from rvpn.sayings import Sayings
+from rvpn.retransmission import Retransmission
 from rvpn.session_control import CONTROL_SIZE, ControlPacket, Kind, session_spi
 from rvpn.sessions import SAPair, Session, SessionCache
 
@@ -43,7 +43,7 @@ class Control:
     """See the module."""
 
     def __init__(self, speaker: Speaker, agenda: Agenda) -> None:
-        self.sayings = Sayings(self._unheard, agenda)
+        self.retransmission = Retransmission(self._unacknowledged, agenda)
         self._cache = speaker.cache
         self._speaker = speaker
         self._answers: dict[Kind, Answer] = {
@@ -83,8 +83,8 @@ class Control:
             DropReason.SHORT_DATAGRAM if len(datagram) < LITERAL_SIZE else DropReason.MALFORMED_CONTROL
         )
 
-    def _unheard(self, session: Session, kind: Kind, now: float) -> list[Action]:
-        """Hear that the peer acknowledged nothing of what was said."""
+    def _unacknowledged(self, session: Session, kind: Kind, now: float) -> list[Action]:
+        """Hear that the peer acknowledged no packet of what was sent (`rvpn.retransmission`)."""
         return []
 
     def _measured(self, session: Session, seconds: float) -> None:
@@ -95,7 +95,7 @@ class Control:
 
     def _on_ack(self, pair: SAPair, packet: ControlPacket, _path: Path, now: float) -> list[Action]:
         assert pair.session is not None
-        round_trip = self.sayings.acknowledged(pair, packet.in_reply_to, now)
+        round_trip = self.retransmission.acknowledged(pair, packet.in_reply_to, now)
         if round_trip is not None:
             self._measured(pair.session, round_trip)
         return []

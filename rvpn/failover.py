@@ -230,7 +230,7 @@ class Failover:
         cluster.vacancy, cluster.vacant_since = self._change(cluster, left, reason), now
         if failed:
             cluster.vacancy.detection = now - left.received_at
-            cluster.vacancy.packets_meanwhile = left.packets_out - left.packets_out_then
+            cluster.vacancy.packets_meanwhile = left.packets_out - left.packets_out_when_heard
 
     def _go_on(self, cluster: ClusterInUse, asked_at: float, now: float) -> list[Action]:
         """Fill a vacancy: by a live session, else by a key request."""

@@ -312,7 +312,7 @@ class Gateway(TunnelEnd):
         told = Event("this gateway's status is now {status}: {reason}", fields, warning=True)
         actions: list[Action] = [told]
         for session in self.cache:
-            actions += self.session_control.sayings.say(session, Kind.STATUS, now, self.fitness)
+            actions += self.session_control.retransmission.send(session, Kind.STATUS, now, self.fitness)
         return actions
 
     # --- status ---------------------------------------------------------------------------------------------

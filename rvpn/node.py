@@ -223,7 +223,7 @@ class TunnelEnd(ABC):
         """End a session on our side, and tell the peer (DESIGN 6)."""
         actions: list[Action] = [ended(session, reason)]
         if session.sending is not None:
-            actions += self.session_control.sayings.say(session, Kind.CLOSE, now)
+            actions += self.session_control.retransmission.send(session, Kind.CLOSE, now)
         self._retire(session, now)
         return actions
 
@@ -250,7 +250,7 @@ class TunnelEnd(ABC):
     @property
     def quiet(self) -> bool:
         """See `rvpn.interfaces.Node`."""
-        return not self.session_control.sayings.any(Kind.CLOSE)
+        return not self.session_control.retransmission.outstanding(Kind.CLOSE)
 
     # --- status -------------------------------------------------------------------------------------------
 

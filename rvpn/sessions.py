@@ -144,8 +144,13 @@ class Session:
 
     `key` identifies it in the cache, `name` in logs. `inner_addresses` are the client's (`packed_addresses`:
     as bytes). `sending` is the pair in use for what goes out. Counters count inner packets and their bytes.
-    `received_at` is when the peer last gave a sign of life, `packets_out_then` how many it had been sent.
-    `authentication` is that of its newest keys in use.
+    `received_at` is when the peer last gave a sign of life, `packets_out_when_heard` how many it had been
+    sent by then. `authentication` is that of its newest keys in use.
+
+    Of a client alone: `detector` watches the gateway while it is in use, `used_since` is when it came into
+    use. `status` is how fit the gateway says it is (X4), `shortest_defer` its limit for heartbeats (X7).
+    Of a gateway alone: `owner_asked` is the sequence of the `owner?` that waits for its answer, else 0
+    (DESIGN 8), `literal_rate` bounds literal heartbeats (DESIGN 6).
     """
 
     def __init__(
@@ -155,6 +160,7 @@ class Session:
         self.name = peer.name if key == peer else str(key)
         self.peer = peer
         self.path = path
+        #: The path object that packets came along last: the data path compares it by identity.
         self.seen_path: Path | None = None
         self.use_addresses(inner_addresses)
         self.authentication: Authentication | None = None
@@ -168,10 +174,11 @@ class Session:
         self.shortest_defer = 0.0
         self.round_trip = RoundTrip()
         self.detector: FailureDetector | None = None
+        #: Whether `rvpn.sealing` is to tell when payload goes out (R9).
         self.awaits_payload = False
         self.owner_asked = 0
         self.used_since: float | None = None
-        self.packets_out_then = 0
+        self.packets_out_when_heard = 0
         self.literal_rate = Rate(LITERAL_PER_ENDPOINT)
         self.packets_in = self.packets_out = self.bytes_in = self.bytes_out = 0
 
@@ -183,7 +190,7 @@ class Session:
     def heard(self, now: float) -> None:
         """Take a sign of life; a session that was given up gives none (R8)."""
         if not self.closed:
-            self.received_at, self.packets_out_then = now, self.packets_out
+            self.received_at, self.packets_out_when_heard = now, self.packets_out
 
     def take_status(self, status: Status, pair: SAPair, sequence: int) -> bool:
         """

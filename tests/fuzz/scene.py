@@ -165,7 +165,7 @@ class Scene(Network):
         expected = (
             len(node.cache.by_spi)
             + half_open
-            + len(node.session_control.sayings)
+            + len(node.session_control.retransmission)
             + len(self.initiations(host))
         )
         if host is not self.client:
