@@ -1,5 +1,5 @@
 """
-What is due when: the one clock of a node.
+What is due when: the timer queue of a node.
 
 State machines put appointments on the agenda; the shell asks `deadline()`, sets its single timer to it and
 calls `advance()`, which does what is due and returns the actions that came of it. Cancelled appointments stay
@@ -66,13 +66,13 @@ class Agenda:
         while (when := self.deadline()) is not None and when <= now and self._heap[0][1] < made_before:
             appointment = heapq.heappop(self._heap)[2]
             act, appointment.act = appointment.act, None
-            assert act is not None  # deadline() buried the cancelled ones
+            assert act is not None  # deadline() removed the cancelled ones
             actions.extend(act(now))
         return actions
 
     def cancelled(self) -> None:
         """
-        Note that one more appointment in the heap is dead, and bury the dead when they are the larger half.
+        Note that one more appointment in the heap is cancelled; remove them when they are the larger half.
         """
         self._cancelled += 1
         if self._cancelled > 64 and 2 * self._cancelled > len(self._heap):

@@ -1,4 +1,4 @@
-"""Answers that are remembered: what strangers make us look up costs time, but no more memory than was set."""
+"""A cache of bounded size: what strangers make us look up costs time, but no memory without end."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 class Memo(dict[K, V]):
     """
-    Finds `memo[key]` by `find(key)` unless remembered; of `size` answers all are forgotten for one more.
+    Finds `memo[key]` by `find(key)` unless it is cached; when `size` answers are, the next one clears it.
     """
 
     def __init__(self, find: Callable[[K], V], size: int) -> None:

@@ -32,7 +32,7 @@ ANNOUNCEMENTS = 10
 #: How often a client is asked in one doubt, a response time apart.
 OWNER_QUESTIONS = 4
 
-#: Returns what sends `owner?` over a session at a time.
+#: Asks the client of a session, at a time, whether it uses this gateway; returns what is to be sent.
 Ask = Callable[[Session, float], Iterable[Action]]
 
 

@@ -1,8 +1,8 @@
-"""A bound on what happens in a second: the answer to everybody who could make us do too much."""
+"""A token bucket: the bound on what others can make a node do in a second."""
 
 
 class Rate:
-    """Allows `per_second` events, at most that many at once."""
+    """Allows `per_second` events on average, and at most that many at once."""
 
     __slots__ = ("_allowed", "_at", "_per_second")
 

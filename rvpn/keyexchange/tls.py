@@ -63,6 +63,8 @@ def _words(error: SSL.Error) -> str:
 class _TLSContext:
     """What both ends have in common: tokens into the connection and out of it, and keys once established."""
 
+    _begins: bool
+
     def __init__(
         self,
         connection: SSL.Connection,
@@ -73,7 +75,7 @@ class _TLSContext:
         self._connection = connection
         self._judge = judge
         self._prologue = prologue
-        self._shaken = self._failed = False
+        self._handshake_done = self._failed = False
         self._said = self._heard = b""
         self._own: Parameters | None = None
         self._theirs: Parameters | None = None
@@ -116,8 +118,6 @@ class _TLSContext:
         bound = self._prologue + blake2b(first).digest() + blake2b(second).digest()
         return self._connection.export_keying_material(b"EXPORTER-" + label, length, bound)
 
-    _begins: bool
-
     def step(self, token: bytes | None) -> bytes | None:
         """See `SecurityContext`. After a `ContextFailed` every further token draws one."""
         if self._failed or self.established:
@@ -137,14 +137,14 @@ class _TLSContext:
         if token is not None and self._connection.bio_write(token or b"\0") != len(token):
             raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "an empty token, or one too long")
 
-    def _shake(self) -> bool:
+    def _handshake(self) -> bool:
         """Go on with the handshake; return whether that has completed it."""
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
             return False
         self._see_peer()
-        self._shaken = True
+        self._handshake_done = True
         return True
 
     def _see_peer(self) -> None:
@@ -211,11 +211,11 @@ class TLSInitiator(_TLSContext):
         self._connection.set_connect_state()
 
     def _go_on(self) -> bytes | None:
-        if self._shaken:
+        if self._handshake_done:
             self._theirs = self._hear()
             self._own = self._offer
             return None
-        if self._shake():
+        if self._handshake():
             self._say(self._offer)
         return self._written()
 
@@ -237,7 +237,7 @@ class TLSAcceptor(_TLSContext):
         self._connection.set_accept_state()
 
     def _go_on(self) -> bytes | None:
-        if self._shake():
+        if self._handshake():
             offer = self._hear()
             inner = _known(self._judgement).inner_addresses
             answer = self._authorize(Initiation(self.peer, None, offer, inner))
