@@ -16,7 +16,7 @@ from rvpn.interfaces import Endpoint, IPAddress, PeerIdentity
 from rvpn.policy.diagnostics import Diagnostic, PolicyError
 from rvpn.policy.model import Authority, Client, Cluster, Policy, Redirect, Tunnel
 from rvpn.policy.statements import Source, Statement
-from rvpn.policy.values import Caller, GrammarError
+from rvpn.policy.values import ClientEntry, GrammarError
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,13 @@ def _clients(source: Source, port: int) -> Iterator[Client]:
     """Yield the clients; `port` is for endpoints that name none. No two share a key or an inner address."""
     owners: dict[PeerIdentity | IPAddress, str] = {}
     for statement in source.of("clients"):
-        caller: Caller = statement.value
-        for own in (caller.identity, *caller.inner_addresses):
+        entry: ClientEntry = statement.value
+        for own in (entry.identity, *entry.inner_addresses):
             owner = owners.setdefault(own, statement.name)
             if owner != statement.name:
-                what = "the public key" if own is caller.identity else f"inner address {own}"
+                what = "the public key" if own is entry.identity else f"inner address {own}"
                 source.error(
                     statement.line, GrammarError(f"{what} of {owner}", "one of its own"), statement.name
                 )
-        endpoint = Endpoint(caller.endpoint[0], caller.endpoint[1] or port) if caller.endpoint else None
-        yield Client(statement.label, caller.identity, caller.inner_addresses, endpoint)
+        endpoint = Endpoint(entry.endpoint[0], entry.endpoint[1] or port) if entry.endpoint else None
+        yield Client(statement.label, entry.identity, entry.inner_addresses, endpoint)

@@ -258,14 +258,14 @@ REDIRECTION = ValueType("an access server's address and the gateway to use", _re
 # --- Peers and clients --------------------------------------------------------------------------
 
 
-class Issuer(NamedTuple):
+class AuthorityEntry(NamedTuple):
     """An authority as a policy names it: its file, and the networks of its clients' inner addresses."""
 
     file: str
     networks: tuple[IPNetwork, ...]
 
 
-class Caller(NamedTuple):
+class ClientEntry(NamedTuple):
     """A client as a gateway's policy names it; an endpoint without a port has the policy's."""
 
     identity: PeerIdentity
@@ -291,14 +291,14 @@ def _peer(text: str) -> PeerIdentity:
     return PeerIdentity(Mechanism.TLS, "".join(name).lower())
 
 
-def _authority(text: str) -> Issuer:
+def _authority(text: str) -> AuthorityEntry:
     file, *ranges = text.split(maxsplit=1)
-    return _issuer("".join(ranges), file)
+    return _authority_entry("".join(ranges), file)
 
 
-def _issuer(ranges: str, file: str) -> Issuer:
+def _authority_entry(ranges: str, file: str) -> AuthorityEntry:
     words = re.sub(r"\s*-\s*", "-", ranges).split()
-    return Issuer(file, tuple(n for word in words for n in summarize_address_range(*_range(word))))
+    return AuthorityEntry(file, tuple(n for word in words for n in summarize_address_range(*_range(word))))
 
 
 def _endpoint(text: str) -> tuple[IPAddress, int | None]:
@@ -312,17 +312,17 @@ PEER = ValueType("a public key (base64 of 32 bytes), tls, or tls and a DNS name"
 AUTHORITY = ValueType(
     "the name of a file (or PEM below), and perhaps addresses, first-last, or address/length",
     _authority,
-    _issuer,
+    _authority_entry,
 )
 ENDPOINT = ValueType("an endpoint as address, IPv4:port or [IPv6]:port", _endpoint)
 
 
-def _client(text: str) -> Caller:
+def _client(text: str) -> ClientEntry:
     key, *rest = text.split(maxsplit=1)
     identity = PUBLIC_KEY.parse(key)
     addresses, *endpoint = _split("".join(rest), ",") or [""]
     inner = CLIENT_ADDRESSES.parse(addresses.replace(",", " ").strip())
-    return Caller(identity, inner, ENDPOINT.parse(endpoint[0]) if endpoint else None)
+    return ClientEntry(identity, inner, ENDPOINT.parse(endpoint[0]) if endpoint else None)
 
 
 CLIENT_ADDRESSES = several("one or more inner addresses, separated by commas", HOST)
