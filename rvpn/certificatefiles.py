@@ -20,7 +20,7 @@ from rvpn import keyfile
 from rvpn.constants import Role
 from rvpn.errors import LocalError
 from rvpn.files import open_regular
-from rvpn.keyexchange import certificates
+from rvpn.keyexchange import certificates, revocation
 from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import UNREADABLE, Authority
 from rvpn.policy import model
@@ -104,7 +104,7 @@ def _authorities(policy: Policy, place: Path, faults: _Faults) -> tuple[Authorit
     signers = found if len(found) == len(policy.authorities) else None
     read_lists = [faults.collect(_lists, _at(place, name), signers) or [] for name in policy.revoked]
     lists = [crl for of_file in read_lists for crl in of_file]
-    return tuple(certificates.with_lists(authority, lists) for authority in found)
+    return tuple(revocation.with_lists(authority, lists) for authority in found)
 
 
 def _authority(stated: model.Authority, place: Path, others: Sequence[Authority]) -> Authority:
@@ -138,7 +138,7 @@ def _lists(path: Source, authorities: list[Authority] | None) -> list[x509.Certi
         lists = [x509.load_pem_x509_crl(block) for block in blocks or [first]]
         if authorities is not None:
             for crl in lists:
-                certificates.check_list(crl, authorities)
+                revocation.check_list(crl, authorities)
         return lists
 
 

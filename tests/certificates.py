@@ -24,7 +24,8 @@ from rvpn.constants import Mechanism, Role
 from rvpn.interfaces import Authentication, IPAddress, IPNetwork, PeerIdentity
 from rvpn.keyexchange.authenticator import CertificateAuthenticator, CertificateFiles
 from rvpn.keyexchange.certificates import Authority as Accepted
-from rvpn.keyexchange.certificates import Judgement, with_lists
+from rvpn.keyexchange.certificates import Judgement
+from rvpn.keyexchange.revocation import with_lists
 
 #: The time of day in tests, in seconds since 1970; certificates are good for a day before and after it.
 TODAY = 1_700_000_000.0

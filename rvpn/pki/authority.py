@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
 from rvpn.files import open_to_others
-from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_address, is_signed_by
+from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_address
+from rvpn.keyexchange.revocation import is_signed_by
 from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.index import Entry, read, write
