@@ -160,19 +160,10 @@ class Acceptor:
     def _begin(self, request: AcceptRequest, first: Fragment, now: float) -> Reply:
         make_context = self._contexts.get(first.mechanism)
         if make_context is None:
-            known = first.mechanism in set(Mechanism)
-            name = (
-                Mechanism(first.mechanism).name.lower() if known else f"{first.mechanism}, which is unknown"
-            )
-            error = RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, f"no identity here for mechanism {name}")
-            return _refuse(first, Rejected.UNKNOWN_MECHANISM, error)
+            return _refuse(first, Rejected.UNKNOWN_MECHANISM, _without_identity(first.mechanism))
         if first.count > 1 and first.mechanism in IN_ONE_DATAGRAM:
             raise RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, "a first token in pieces")
-        if request.cookie:
-            if self._cookies.is_spent(request.cookie):
-                raise RemoteError(DropReason.REPLAYED, "the cookie is spent")
-        elif self._wants_cookie(first, now):
-            raise CookieRequired
+        self._check_cookie(request, first, now)
         heavy = first.mechanism not in IN_ONE_DATAGRAM
         if not self._has_room(heavy) or (request.cookie and self._cookies.full):
             return _refuse(first, Rejected.BUSY, RemoteError(DropReason.TOO_MANY_EXCHANGES))
@@ -191,6 +182,14 @@ class Acceptor:
         if heavy:
             self._strangers.setdefault(_origin(request), {})[_key(request)] = request
         return self._reply(exchange, datagrams)
+
+    def _check_cookie(self, request: AcceptRequest, first: Fragment, now: float) -> None:
+        """Raise RemoteError if the cookie has served before, CookieRequired if there has to be one."""
+        if request.cookie:
+            if self._cookies.is_spent(request.cookie):
+                raise RemoteError(DropReason.REPLAYED, "the cookie is spent")
+        elif self._wants_cookie(first, now):
+            raise CookieRequired
 
     def _has_room(self, heavy: bool) -> bool:
         """
@@ -283,6 +282,12 @@ def _origin(request: AcceptRequest) -> bytes:
 
 def _key(request: AcceptRequest) -> _Key:
     return request.path.remote, request.exchange_id, request.cookie
+
+
+def _without_identity(mechanism: int) -> RemoteError:
+    known = mechanism in set(Mechanism)
+    name = Mechanism(mechanism).name.lower() if known else f"{mechanism}, which is unknown"
+    return RemoteError(DropReason.MALFORMED_KEY_EXCHANGE, f"no identity here for mechanism {name}")
 
 
 def _refuse(message: Message, reason: Rejected, error: RemoteError) -> Reply:
