@@ -46,6 +46,8 @@ INNER = ip_address("10.99.0.1")
 INNERS = [INNER, ip_address("10.99.0.2"), ip_address("10.99.0.3")]
 TARGET = ip_address("10.0.0.1")
 DELAY = 0.0005
+#: Somebody who has no keys.
+STRANGER = Endpoint(ip_address("203.0.113.66"), 4500)
 #: The first bytes of session control.
 CONTROL = b"\xff" * 4
 #: Datagrams that the socket of a frozen process holds.
@@ -79,6 +81,11 @@ def udp_packet(
     )
     head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
     return head + struct.pack("!HHHH", 1024, 9, length - 20, 0) + payload
+
+
+#: A packet of the client for a target, and one for the client.
+OUT = udp_packet(INNER, TARGET, b"to the LAN")
+BACK = udp_packet(TARGET, INNER, b"to the client")
 
 
 def batch_of(*packets: bytes) -> PacketBatch:
@@ -130,6 +137,11 @@ Wire = Callable[[bytes, Endpoint, Endpoint], Iterable[float]]
 def perfect(_datagram: bytes, _source: Endpoint, _destination: Endpoint) -> Iterable[float]:
     """Carry each datagram once, in DELAY seconds."""
     return (DELAY,)
+
+
+def key_exchange_only(datagram: bytes, _source: Endpoint, _destination: Endpoint) -> Iterable[float]:
+    """Carry what makes keys, and nothing that proves that somebody has them."""
+    return (DELAY,) if datagram[:4] == KEY_EXCHANGE_MARKER else ()
 
 
 class Network:
@@ -229,6 +241,25 @@ class Network:
     def sent_by(self, host: Host[Any]) -> list[tuple[float, bytes, Endpoint]]:
         """Return what a host sent: when, what, and where to."""
         return [(time, data, goal) for time, data, origin, goal in self.sent if origin == host.endpoint]
+
+    @property
+    def in_use(self) -> int | None:
+        """Return the number of the gateway that the first client uses."""
+        session = self.client.node.failover.clusters["Cluster 1"].in_use
+        addresses = [host.endpoint.address for host in self.gateways]
+        return None if session is None else addresses.index(session.gateway)
+
+    def drops(self, host: Host[Any]) -> dict[str, int]:
+        """Return the drop counters of a host."""
+        counts: dict[str, int] = host.node.status(self.now)["drops"]
+        return counts
+
+    def connect(self, seconds: float = 0.1) -> "Network":
+        """Let the first client send a packet, so that it has a session; forget what was sent for it."""
+        self.send(self.client, OUT)
+        self.run(seconds)
+        self.sent.clear()
+        return self
 
     # --- faults -------------------------------------------------------------------------------------------
 

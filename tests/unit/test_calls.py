@@ -24,9 +24,12 @@ from rvpn.keyexchange.noise import public_key
 from rvpn.packet import inspect
 from rvpn.policy.model import Client as PolicyClient
 from tests.unit.simulation import (
+    BACK,
     CLIENT_ENDPOINT,
     DELAY,
     INNER,
+    OUT,
+    STRANGER,
     TARGET,
     Host,
     Network,
@@ -35,10 +38,7 @@ from tests.unit.simulation import (
     udp_packet,
 )
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
 ICMP, UNREACHABLE, HOST_UNREACHABLE = 1, 3, 1
-STRANGER = Endpoint(ip_address("203.0.113.66"), 4500)
 
 
 def build(gateways: int = 2, *, listed: bool = True, **policy: Any) -> Network:
@@ -59,13 +59,6 @@ def build(gateways: int = 2, *, listed: bool = True, **policy: Any) -> Network:
     return network
 
 
-def in_use(network: Network) -> int | None:
-    """Return the number of the gateway that the client uses."""
-    session = network.client.node.failover.clusters["Cluster 1"].in_use
-    addresses = [host.endpoint.address for host in network.gateways]
-    return None if session is None else addresses.index(session.gateway)
-
-
 def first_messages(network: Network, host: Host[Any]) -> list[tuple[float, bytes]]:
     """Return the first datagram of each exchange that a host began, and when it went."""
     begun: dict[bytes, tuple[float, bytes]] = {}
@@ -73,12 +66,6 @@ def first_messages(network: Network, host: Host[Any]) -> list[tuple[float, bytes
         if data[:4] == KEY_EXCHANGE_MARKER and data[7] == 0:
             begun.setdefault(data[8:16], (time, data))
     return list(begun.values())
-
-
-def drops(host: Host[Any], network: Network) -> dict[str, int]:
-    """Return the drop counters of a host."""
-    counts: dict[str, int] = host.node.status(network.now)["drops"]
-    return counts
 
 
 class CallTests(SynchronousTestCase):
@@ -90,7 +77,7 @@ class CallTests(SynchronousTestCase):
         network.send(network.gateways[1], BACK)
         network.run(0.1)
         self.assertEqual(network.client.delivered, [BACK])
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.send(network.client, OUT)
         network.run(0.1)
         self.assertEqual(network.gateways[1].delivered, [OUT])
@@ -103,7 +90,7 @@ class CallTests(SynchronousTestCase):
         network.run(0.1)
         network.act(network.gateways[0], network.gateways[0].node.close(network.now))
         network.run(0.5)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
         self.assertEqual(network.client.delivered, [BACK])
@@ -163,7 +150,7 @@ class CallTests(SynchronousTestCase):
             network.send(network.gateways[0], packet)
         network.run(0.1)
         self.assertEqual(network.client.delivered, packets[3:])
-        self.assertEqual(drops(network.gateways[0], network), {"queue-full": 3})
+        self.assertEqual(network.drops(network.gateways[0]), {"queue-full": 3})
 
     def test_one_attempt_in_a_second(self) -> None:
         """R12: however short an exchange is, a client is called once in a second."""
@@ -236,7 +223,7 @@ class AcceptTests(SynchronousTestCase):
             network = build()
             self.call(network, source)
             self.assertEqual(network.sent, [])
-            self.assertEqual(drops(network.client, network), {"wrong-origin": 1})
+            self.assertEqual(network.drops(network.client), {"wrong-origin": 1})
         network = build()
         self.call(network, at_home)
         self.assertEqual(len(network.sent), 1)
@@ -251,7 +238,7 @@ class AcceptTests(SynchronousTestCase):
         network.send(network.gateways[0], BACK)
         network.run(1)
         self.assertEqual(network.client.delivered, [])
-        self.assertEqual(drops(network.client, network).keys(), {"wrong-origin"})
+        self.assertEqual(network.drops(network.client).keys(), {"wrong-origin"})
 
     def test_another_gateways_key(self) -> None:
         """DESIGN 4: a gateway cannot call in the place of another."""
@@ -261,7 +248,7 @@ class AcceptTests(SynchronousTestCase):
         network.send(network.gateways[0], BACK)
         network.run(0.09)
         self.assertEqual((network.client.delivered, len(network.client.node.cache.by_spi)), ([], 0))
-        self.assertEqual(drops(network.client, network), {"authentication-failed": 1})
+        self.assertEqual(network.drops(network.client), {"authentication-failed": 1})
 
     def test_foreign_inner_address(self) -> None:
         """DESIGN 4: a call for an inner address that is not the client's is refused."""
@@ -317,33 +304,33 @@ class OrderTests(SynchronousTestCase):
         network = self.connected()
         network.send(network.gateways[1], BACK)
         network.run(0.1)
-        self.assertEqual((network.client.delivered, in_use(network)), ([BACK], 0))
+        self.assertEqual((network.client.delivered, network.in_use), ([BACK], 0))
 
     def test_earlier_gateway(self) -> None:
         """R12: the client moves to a gateway that stands earlier in the order."""
         network = self.connected(dead=0)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.restart(0)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
-        self.assertEqual((network.client.delivered, in_use(network)), ([BACK], 0))
+        self.assertEqual((network.client.delivered, network.in_use), ([BACK], 0))
 
     def test_hold_down(self) -> None:
         """R12: it does not if that gateway failed within the hold-down, but takes the packet."""
         network = self.connected()
         network.gateways[0].alive = False
         network.run(1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.restart(0)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
-        self.assertEqual((network.client.delivered, in_use(network)), ([BACK], 1))
+        self.assertEqual((network.client.delivered, network.in_use), ([BACK], 1))
         network.run(10)
         network.act(network.gateways[0], network.gateways[0].node.close(network.now))
         network.run(11)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
     def test_worse_gateway(self) -> None:
         """R12, X4: it does not move to one that is worse than the one in use."""
@@ -353,7 +340,7 @@ class OrderTests(SynchronousTestCase):
         changes = len(network.client.node.failover.journal.changes)
         network.send(network.gateways[0], BACK)
         network.run(0.1)
-        self.assertEqual((network.client.delivered, in_use(network)), ([BACK], 1))
+        self.assertEqual((network.client.delivered, network.in_use), ([BACK], 1))
         self.assertEqual(len(network.client.node.failover.journal.changes), changes)
 
     def test_gateway_starts_a_session(self) -> None:
@@ -372,7 +359,7 @@ class OrderTests(SynchronousTestCase):
         network.send(network.gateways[1], BACK)
         network.run(0.1)
         self.assertIn(BACK, network.client.delivered)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.assertEqual(network.client.node.kms.barred_until("Cluster 1"), 0.0)
 
 
@@ -446,7 +433,7 @@ class CollisionTests(SynchronousTestCase):
         (session,) = network.client.node.cache
         assert session.sending is not None
         self.assertTrue(session.sending.initiator)
-        self.assertEqual(drops(network.client, network).get("unknown-exchange"), 1)
+        self.assertEqual(network.drops(network.client).get("unknown-exchange"), 1)
 
     def test_client_disappears(self) -> None:
         """
@@ -488,16 +475,16 @@ class CollisionTests(SynchronousTestCase):
         network.wire = perfect
         network.send(called, BACK)
         network.run(0.1)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
         network.lan(called, up=False)
         network.run(0.1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         for datagram in held:
             network.inject(*datagram)
         network.run(0.1)
         network.send(network.client, OUT)
         network.run(0.1)
-        self.assertEqual((in_use(network), other.delivered), (1, [OUT, OUT]))
+        self.assertEqual((network.in_use, other.delivered), (1, [OUT, OUT]))
 
     def test_overtaken_keys(self) -> None:
         """R12: a client that confirms old keys late is called where it was with the newest."""

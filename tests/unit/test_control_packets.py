@@ -7,18 +7,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import CONTROL_INTERVAL, CONTROL_REPEATS, HeartbeatMode
 from rvpn.session_control import CONTROL_SIZE, ControlChannel, Kind, Status
-from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, perfect, udp_packet
-
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
+from tests.unit.simulation import CONTROL, DELAY, INNER, OUT, Host, Network, perfect
 
 
 def connected(gateways: int = 1) -> Network:
     """Return a network whose client has a session, with nothing on record."""
     network = Network(gateways, randomize_clusters=False)
-    network.send(network.client, OUT)
-    network.run(1)
-    network.sent.clear()
-    return network
+    return network.connect(1)
 
 
 def channel(host: Host[Any]) -> ControlChannel:

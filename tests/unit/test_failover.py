@@ -24,10 +24,8 @@ from rvpn.policy.model import Cluster, Tunnel
 from rvpn.seeking import SEEKS
 from rvpn.session_control import CONTROL_SIZE, Kind, Status
 from rvpn.sessions import Session
-from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, udp_packet
+from tests.unit.simulation import BACK, CONTROL, DELAY, INNER, OUT, Network, udp_packet
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
 DEFER, RESPONSE = 0.2, 0.1
 BOUND = DEFER + 2 * RESPONSE
 NOTHING: list[Any] = []
@@ -47,16 +45,7 @@ def build(gateways: int = 3, **policy: Any) -> Network:
 def connected(gateways: int = 3, **policy: Any) -> Network:
     """Return the same, with a session in use, and forget what was sent for it."""
     network = build(gateways, **policy)
-    network.send(network.client, OUT)
-    network.run(0.1)
-    network.sent.clear()
-    return network
-
-
-def in_use(network: Network) -> int | None:
-    """Return the number of the gateway that the client uses."""
-    session = network.client.node.failover.clusters["Cluster 1"].in_use
-    return None if session is None else number(network, session)
+    return network.connect()
 
 
 def number(network: Network, session: Session) -> int:
@@ -76,12 +65,6 @@ def session_with(network: Network, gateway: int) -> Session:
     return session
 
 
-def drops(host: Host[Any], network: Network) -> dict[str, int]:
-    """Return the drop counters of a host."""
-    counts: dict[str, int] = host.node.status(network.now)["drops"]
-    return counts
-
-
 class DetectionTests(SynchronousTestCase):
     """When heartbeats go, and when a gateway is given up."""
 
@@ -95,7 +78,7 @@ class DetectionTests(SynchronousTestCase):
         self.assertAlmostEqual(first, last + DEFER)
         self.assertAlmostEqual(second, last + DEFER + RESPONSE)
         self.assertAlmostEqual(network.control(Kind.CLOSE)[0], last + BOUND)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_nothing_while_anything_arrives(self) -> None:
         """R6: packets from the gateway more often than the defer time leave nothing to ask."""
@@ -148,7 +131,7 @@ class DetectionTests(SynchronousTestCase):
             network.run(DEFER / 4)
             network.act(network.client, network.client.node.reload(network.client_policy, network.now))
         network.run(BOUND - 2 * DEFER)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_other_times(self) -> None:
         """R6: from a reload on a gateway is watched by the times of the new policy."""
@@ -169,7 +152,7 @@ class DetectionTests(SynchronousTestCase):
             network.run(5)
             network.thaw(network.client)
             network.run(5)
-            self.assertEqual((in_use(network), network.control(Kind.CLOSE)), (0, NOTHING))
+            self.assertEqual((network.in_use, network.control(Kind.CLOSE)), (0, NOTHING))
 
     def test_lossy_path(self) -> None:
         """R7: single lost heartbeats or answers fail nobody."""
@@ -184,7 +167,7 @@ class DetectionTests(SynchronousTestCase):
 
         network.wire = drop_every_second
         network.run(60)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
         self.assertEqual(network.control(Kind.CLOSE), NOTHING)
 
 
@@ -208,7 +191,7 @@ class AnswerTests(SynchronousTestCase):
             network.client, session.sending.control.send(Kind.HEARTBEAT), network.gateways[0].endpoint
         )
         self.assertEqual(network.sent, NOTHING)
-        self.assertEqual(drops(network.client, network), {DropReason.UNEXPECTED_CONTROL.value: 1})
+        self.assertEqual(network.drops(network.client), {DropReason.UNEXPECTED_CONTROL.value: 1})
 
     def test_gateway_only_for_sessions(self) -> None:
         """R10: a gateway answers for live sessions alone, not for one that was closed."""
@@ -222,7 +205,7 @@ class AnswerTests(SynchronousTestCase):
         network.receive(network.gateways[0], control.send(Kind.HEARTBEAT), network.client.endpoint)
         self.assertEqual(network.control(Kind.ANSWER), NOTHING)
         self.assertEqual(
-            drops(network.gateways[0], network).get(DropReason.UNKNOWN_SESSION.value), 1, "not counted"
+            network.drops(network.gateways[0]).get(DropReason.UNKNOWN_SESSION.value), 1, "not counted"
         )
 
     def test_same_way(self) -> None:
@@ -286,7 +269,7 @@ class FailureTests(SynchronousTestCase):
         network.run(0.01)
         self.assertEqual(network.client.delivered, [BACK])
         self.assertEqual(session.received_at, heard)
-        self.assertNotEqual(in_use(network), 0)
+        self.assertNotEqual(network.in_use, 0)
 
     def test_close_is_sent(self) -> None:
         """R8, DESIGN 6: the gateway is told, again until it acknowledges, at most four times."""
@@ -319,13 +302,13 @@ class FailureTests(SynchronousTestCase):
         network.run(BOUND + 0.01)
         late = there.sending.control.send(Kind.ANSWER, in_reply_to=sequence)
         network.receive(network.client, late, network.gateways[0].endpoint)
-        self.assertNotEqual(in_use(network), 0)
-        self.assertEqual(drops(network.client, network), {DropReason.UNEXPECTED_CONTROL.value: 1})
+        self.assertNotEqual(network.in_use, 0)
+        self.assertEqual(network.drops(network.client), {DropReason.UNEXPECTED_CONTROL.value: 1})
 
     def test_another_session_at_once(self) -> None:
         """R8: where there is another live session the switch takes no time and no handshake."""
         network, _ = self.failed(standby=1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         claims = network.control(Kind.CLAIM, network.client, network.gateways[1])
         self.assertEqual(claims[:1], network.control(Kind.CLOSE)[:1])
         network.send(network.client, OUT)
@@ -336,7 +319,7 @@ class FailureTests(SynchronousTestCase):
         """R8: an INSTANT client without another session asks the KMS for one at once, idle as it is."""
         network, _ = self.failed()
         network.run(4 * DELAY)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_key_requests_back_off(self) -> None:
         """R3, R8: while all gateways are dead an idle client goes on asking, with the back-off between."""
@@ -356,7 +339,7 @@ class FailureTests(SynchronousTestCase):
         self.assertLess(max(pauses), 8.1)
         network.gateways[2].alive = True
         network.run(10 + 3 * 2)
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_failed_ones_last(self) -> None:
         """R3: gateways that failed or gave no keys are asked after the others."""
@@ -364,10 +347,10 @@ class FailureTests(SynchronousTestCase):
         network.gateways[0].alive = False
         network.send(network.client, OUT)
         network.run(3)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.gateways[1].alive = False
         network.run(BOUND + 0.1)
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_not_before_payload(self) -> None:
         """R8, R9: a DEFERRED client that has lost its gateway asks for keys with the next packet alone."""
@@ -376,13 +359,13 @@ class FailureTests(SynchronousTestCase):
         network.run(1)
         network.send(network.client, OUT)
         network.run(1)
-        self.assertIsNone(in_use(network))
+        self.assertIsNone(network.in_use)
         network.sent.clear()
         network.run(60)
         self.assertEqual(network.sent, NOTHING)
         network.send(network.client, OUT)
         network.run(0.1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.assertEqual(network.gateways[1].delivered, [OUT])
 
     def test_comes_back_by_authentication(self) -> None:
@@ -392,17 +375,17 @@ class FailureTests(SynchronousTestCase):
         network.run(1)
         network.restart(0)
         network.run(60)
-        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertEqual((network.in_use, sessions(network)), (1, {1}))
         network.gateways[1].alive = False
         network.run(1)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
     def test_old_gateway_may_still_answer(self) -> None:
         """R13: after a move, packets over the session that is no longer in use are taken."""
         network = connected(2, standby=1)
         network.act(network.gateways[0], network.gateways[0].node.drain(True, network.now))
         network.run(1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.send(network.gateways[0], BACK)
         network.run(0.01)
         self.assertEqual(network.client.delivered, [BACK])
@@ -430,9 +413,9 @@ class LimitTests(SynchronousTestCase):
                 died = network.now
             network.send(network.client, OUT)
             network.run(0.005)
-            if in_use(network) == 1:
+            if network.in_use == 1:
                 break
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.assertLess(network.now - died, 0.06)
         self.assertGreater(len(network.control(Kind.HEARTBEAT)), 20)
 
@@ -458,7 +441,7 @@ class FirstSecondsTests(SynchronousTestCase):
         for _ in range(round(seconds / 0.005)):
             network.send(network.client, OUT)
             network.run(0.005)
-            if in_use(network) not in (None, expected):
+            if network.in_use not in (None, expected):
                 break
         return network.now
 
@@ -491,7 +474,7 @@ class FirstSecondsTests(SynchronousTestCase):
             network.sent.clear()
             network.run(60)
             self.assertLessEqual(len(network.control(Kind.HEARTBEAT)), 62)
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
 
 class ModeTests(SynchronousTestCase):
@@ -517,7 +500,7 @@ class ModeTests(SynchronousTestCase):
             network.run(100)
             network.send(network.client, OUT)
         network.run(1)
-        self.assertEqual((in_use(network), len(network.control(Kind.HEARTBEAT))), (0, 5))
+        self.assertEqual((network.in_use, len(network.control(Kind.HEARTBEAT))), (0, 5))
 
     def idle_hour(self, **policy: Any) -> Network:
         """Let a DEFERRED client be idle for an hour in which everything would like to be done."""
@@ -532,7 +515,7 @@ class ModeTests(SynchronousTestCase):
         network.gateways[0].alive = False
         network.send(network.client, OUT)
         network.run(5)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.sent.clear()
         network.run(1800)
         network.act(network.client, network.client.node.host_changed(network.now))
@@ -572,7 +555,7 @@ class ModeTests(SynchronousTestCase):
                 network.gateways[0].alive = True
             network.send(network.client, OUT)
             network.run(0.25)
-        self.assertEqual((in_use(network), sessions(network)), (0, {0, 1, 2}))
+        self.assertEqual((network.in_use, sessions(network)), (0, {0, 1, 2}))
         self.assertNotIn("expired", " ".join(network.client.events))
 
     def test_none(self) -> None:
@@ -589,7 +572,7 @@ class ModeTests(SynchronousTestCase):
             network.act(network.client, network.client.node.host_changed(network.now))
             network.run(1)
         self.assertEqual(network.control(Kind.HEARTBEAT), NOTHING)
-        self.assertIsNotNone(in_use(network))
+        self.assertIsNotNone(network.in_use)
 
 
 class StandbyTests(SynchronousTestCase):
@@ -608,7 +591,7 @@ class StandbyTests(SynchronousTestCase):
             network.run(1)
             network.restart(dead)
             network.run(15)
-            self.assertEqual((in_use(network), sessions(network)), (dead + 1, expected))
+            self.assertEqual((network.in_use, sessions(network)), (dead + 1, expected))
 
     def test_switch_to_one_proven_alive(self) -> None:
         """X1: if the first standby is dead too, the switch goes to one that answers, within the bound."""
@@ -620,7 +603,7 @@ class StandbyTests(SynchronousTestCase):
         claims = network.control(Kind.CLAIM)
         self.assertAlmostEqual(claims[0], last + BOUND)
         self.assertEqual(claims, network.control(Kind.CLAIM, network.client, network.gateways[2]))
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_one_heartbeat_each(self) -> None:
         """X1: each standby gets one heartbeat, between the first unanswered one and the decision."""
@@ -641,7 +624,7 @@ class StandbyTests(SynchronousTestCase):
         network.run(BOUND)
         claims = network.control(Kind.CLAIM)
         self.assertEqual(claims, network.control(Kind.CLAIM, network.client, network.gateways[2]))
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_lost_standby_is_replaced(self) -> None:
         """X1: a standby that closes its session, and comes back, is a standby again."""
@@ -683,7 +666,7 @@ class StandbyTests(SynchronousTestCase):
         network.run(20.5)
         network.gateways[0].alive = False
         network.run(60)
-        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertEqual((network.in_use, sessions(network)), (1, {1}))
         self.assertNotIn("expired", " ".join(network.client.events))
 
     def test_nobody_wants_it(self) -> None:
@@ -694,7 +677,7 @@ class StandbyTests(SynchronousTestCase):
         network.run(1)
         self.assertEqual(sessions(network), {0, 2})
         network.run(60)
-        self.assertEqual((in_use(network), sessions(network)), (0, {0}))
+        self.assertEqual((network.in_use, sessions(network)), (0, {0}))
         self.assertNotIn(gateway.endpoint.address, network.client.node.kms.failed_at)
 
 
@@ -708,7 +691,7 @@ class FailbackTests(SynchronousTestCase):
         network = connected(2, failback_hold_down=self.HOLD, **policy)
         network.gateways[0].alive = False
         network.run(1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         network.restart(0)
         return network
 
@@ -716,9 +699,9 @@ class FailbackTests(SynchronousTestCase):
         """X2: the client returns to the earlier gateway when the hold-down is over, not before."""
         network = self.left(failback=True)
         network.run(self.HOLD - 1.5)
-        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertEqual((network.in_use, sessions(network)), (1, {1}))
         network.run(self.HOLD)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
     def read(self, network: Network, **policy: Any) -> None:
         """Let the client read its policy again, changed like this."""
@@ -731,10 +714,10 @@ class FailbackTests(SynchronousTestCase):
         network.run(10 * self.HOLD)
         for _ in range(9):
             self.read(network, failback=True)
-            self.assertEqual(in_use(network), 1)
+            self.assertEqual(network.in_use, 1)
             network.run(0.1 * self.HOLD)
         network.run(0.2 * self.HOLD)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
     def test_other_hold_down(self) -> None:
         """X2: a shorter hold-down takes effect at once, a longer one too."""
@@ -743,15 +726,15 @@ class FailbackTests(SynchronousTestCase):
             self.read(network, failback=True, failback_hold_down=before)
             self.read(network, failback=True, failback_hold_down=after)
             network.run(after - 1.5)
-            self.assertEqual(in_use(network), 1)
+            self.assertEqual(network.in_use, 1)
             network.run(3.0 if after < before else after)
-            self.assertEqual(in_use(network), 0)
+            self.assertEqual(network.in_use, 0)
 
     def test_only_if_wanted(self) -> None:
         """X2: without Failback it stays where it is (R5)."""
         network = self.left()
         network.run(20 * self.HOLD)
-        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertEqual((network.in_use, sessions(network)), (1, {1}))
 
     def test_make_before_break(self) -> None:
         """X2: under traffic both ways no packet is lost on the way back."""
@@ -762,7 +745,7 @@ class FailbackTests(SynchronousTestCase):
             network.send(network.client, OUT)
             network.run(0.005)
         network.run(0.1)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
         self.assertEqual(sum(len(g.delivered) for g in network.gateways) - delivered, 6000)
         self.assertEqual(len(network.client.delivered) - heard, 6000)
 
@@ -771,7 +754,7 @@ class FailbackTests(SynchronousTestCase):
         network = self.left(failback=True)
         network.gateways[0].alive = False
         network.run(10 * self.HOLD)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_no_flapping(self) -> None:
         """X2: the longer a gateway goes up and down the seldomer it is returned to."""
@@ -793,7 +776,7 @@ class FailbackTests(SynchronousTestCase):
         self.assertLessEqual(changes[60], 16)
         self.assertLess(later, first)
         network.run(3600)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
 
 class StatusTests(SynchronousTestCase):
@@ -814,7 +797,7 @@ class StatusTests(SynchronousTestCase):
         network = connected(standby=2)
         self.lan_down(network, 0)
         network.run(5 * DELAY)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.assertIn(0, sessions(network))
         network.sent.clear()
         network.run(5)
@@ -826,7 +809,7 @@ class StatusTests(SynchronousTestCase):
         network.run(1)
         self.lan_down(network, 0)
         network.run(8 * DELAY)
-        self.assertEqual((in_use(network), sessions(network)), (1, {0, 1, 2}))
+        self.assertEqual((network.in_use, sessions(network)), (1, {0, 1, 2}))
 
     def test_every_mode(self) -> None:
         """X4: a change of status is told, and moves the client, in every heartbeat mode."""
@@ -836,7 +819,7 @@ class StatusTests(SynchronousTestCase):
             network.run(0.01)
             network.send(network.client, OUT)
             network.run(0.1)
-            self.assertEqual(in_use(network), 1, mode)
+            self.assertEqual(network.in_use, 1, mode)
 
     def test_told_until_acknowledged(self) -> None:
         """X4, DESIGN 6: a status that gets lost is told again, at most four times."""
@@ -858,7 +841,7 @@ class StatusTests(SynchronousTestCase):
         network.wire = lambda data, *_: () if data[:4] == CONTROL and data[4] == Kind.STATUS else (DELAY,)
         self.lan_down(network, 0)
         network.run(DEFER + 0.01)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_in_the_exchange(self) -> None:
         """X4: a gateway without a LAN says so when it gives keys, and is left for a better one at once."""
@@ -866,7 +849,7 @@ class StatusTests(SynchronousTestCase):
         self.lan_down(network, 0)
         network.send(network.client, OUT)
         network.run(0.1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_draining_refuses_new_clients(self) -> None:
         """X4: a draining gateway takes no new client, which goes to the next gateway without delay."""
@@ -874,7 +857,7 @@ class StatusTests(SynchronousTestCase):
         self.drain(network, 0)
         network.send(network.client, OUT)
         network.run(0.1)
-        self.assertEqual((in_use(network), sessions(network)), (1, {1}))
+        self.assertEqual((network.in_use, sessions(network)), (1, {1}))
         self.assertIn("it refuses: it is draining", " ".join(network.client.events))
 
     def test_draining_refuses_who_comes_back(self) -> None:
@@ -906,7 +889,7 @@ class StatusTests(SynchronousTestCase):
                 network.send(network.client, OUT)
                 network.run(0.005)
             network.run(0.1)
-            self.assertEqual(in_use(network), 1)
+            self.assertEqual(network.in_use, 1)
             self.assertEqual(sum(len(host.delivered) for host in network.gateways), 400)
             self.assertEqual(len(network.client.delivered), 400)
             self.assertTrue(network.gateways[1].delivered)
@@ -916,11 +899,11 @@ class StatusTests(SynchronousTestCase):
         network = connected(standby=2)
         self.lan_down(network, 0, 1, 2)
         network.run(0.1)
-        place = in_use(network)
+        place = network.in_use
         changes = len(network.client.node.failover.journal.changes)
         network.sent.clear()
         network.run(30)
-        self.assertEqual(in_use(network), place)
+        self.assertEqual(network.in_use, place)
         self.assertEqual(len(network.client.node.failover.journal.changes), changes)
         for other in {0, 1, 2} - {place}:
             sent = [goal for _, _, goal in network.sent_by(network.client)]
@@ -947,7 +930,7 @@ class StatusTests(SynchronousTestCase):
                 for _ in range(40):
                     network.send(network.client, OUT)
                     network.run(0.25)
-                self.assertEqual(in_use(network), 1, (mode, wire))
+                self.assertEqual(network.in_use, 1, (mode, wire))
 
     def test_overtaken_word(self) -> None:
         """X4: a status that was overtaken by a newer one, or an answer, counts for nothing."""
@@ -962,7 +945,7 @@ class StatusTests(SynchronousTestCase):
                 network.receive(network.client, datagram, network.gateways[0].endpoint)
             self.assertEqual(session_with(network, 0).status, Status.LAN_DOWN)
             network.run(2 * DELAY)
-            self.assertEqual(in_use(network), 1)
+            self.assertEqual(network.in_use, 1)
 
     def test_word_of_a_session_given_up(self) -> None:
         """X4, R8: what a gateway says in a session that was given up moves nobody there."""
@@ -975,7 +958,7 @@ class StatusTests(SynchronousTestCase):
         late = there.sending.control.send(Kind.ANSWER, Status.DRAINING)
         network.run(0.01)
         network.receive(network.client, late, network.gateways[0].endpoint)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_keys_are_dear(self) -> None:
         """X4, R9: without heartbeats, gateways as bad as the one in use are asked for keys every 8 s."""
@@ -993,14 +976,14 @@ class StatusTests(SynchronousTestCase):
         self.drain(network, 1)
         self.drain(network, 2)
         network.run(0.1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.drain(network, 2, False)
         network.run(1.5)
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
         self.lan_down(network, 2)
         self.drain(network, 1, False)
         network.run(1.5)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_only_to_one_proven_alive(self) -> None:
         """X4: a standby that was well when last heard of, and is dead now, is not moved to."""
@@ -1009,10 +992,10 @@ class StatusTests(SynchronousTestCase):
             gateway.alive = False
         self.lan_down(network, 0)
         network.run(30)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
         network.gateways[2].alive = True
         network.run(15)
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_asked_again(self) -> None:
         """X4: gateways that were dead when the client wanted to leave are asked again, in every mode."""
@@ -1025,7 +1008,7 @@ class StatusTests(SynchronousTestCase):
             for _ in range(15):
                 network.send(network.client, OUT)
                 network.run(1)
-            self.assertEqual(in_use(network), 1, mode)
+            self.assertEqual(network.in_use, 1, mode)
 
     def test_many_words(self) -> None:
         """X4: a gateway that changes its mind again and again makes the client ask others at a rate."""
@@ -1047,21 +1030,21 @@ class StatusTests(SynchronousTestCase):
         network = connected(standby=2, failback=True, failback_hold_down=60.0)
         network.gateways[0].alive = False
         network.run(1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.lan_down(network, 1)
         network.run(5 * DELAY)
-        self.assertEqual(in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_undrain(self) -> None:
         """X4: a gateway that drains no more takes clients again."""
         network = connected(2)
         self.drain(network, 0)
         network.run(1)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.drain(network, 0, False)
         network.gateways[1].alive = False
         network.run(1)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
     def test_order_of_status(self) -> None:
         """X4: a gateway that drains and has no LAN says the worse."""
@@ -1093,10 +1076,10 @@ class HintTests(SynchronousTestCase):
         network = self.measured()
         network.gateways[0].alive, network.gateways[0].refuses = False, True
         died = network.now
-        while in_use(network) == 0 and network.now < died + 1:
+        while network.in_use == 0 and network.now < died + 1:
             network.send(network.client, OUT)
             network.run(0.005)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.assertLess(network.now - died, 0.03)
 
     def test_a_hint_alone(self) -> None:
@@ -1113,7 +1096,7 @@ class HintTests(SynchronousTestCase):
                 network.client.node.refused(network.gateways[0].endpoint, quote, network.now),
             )
             network.run(0.001)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
         self.assertLessEqual(len(network.control(Kind.HEARTBEAT)), 1 + 1 / rto)
         self.assertGreater(len(network.control(Kind.HEARTBEAT)), 10)
 
@@ -1172,7 +1155,7 @@ class HintTests(SynchronousTestCase):
             gateway.alive = True
         network.act(network.client, network.client.node.host_changed(network.now))
         network.run(0.1)
-        self.assertIsNotNone(in_use(network))
+        self.assertIsNotNone(network.in_use)
 
 
 class ConfirmTests(SynchronousTestCase):
@@ -1194,25 +1177,25 @@ class ConfirmTests(SynchronousTestCase):
     def test_noticed(self) -> None:
         """X8: the client leaves a gateway that does not hear it within the confirm time and the bound."""
         network = self.one_way(2.0, sends=True, seconds=2.0 + BOUND)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
 
     def test_needs_payload(self) -> None:
         """X8: a client that sends nothing has nothing confirmed."""
         network = self.one_way(2.0, sends=False, seconds=10)
-        self.assertEqual((in_use(network), network.control(Kind.HEARTBEAT)), (0, NOTHING))
+        self.assertEqual((network.in_use, network.control(Kind.HEARTBEAT)), (0, NOTHING))
 
     def test_the_patent(self) -> None:
         """X8: with a confirm time of 0 any packet is a sign of life, as in the patent."""
         network = self.one_way(0.0, sends=True, seconds=10)
-        self.assertEqual(in_use(network), 0)
+        self.assertEqual(network.in_use, 0)
 
     def test_other_way(self) -> None:
         """R6, R7: where nothing arrives any more the bound holds, whatever gets through to the gateway."""
         network = connected(standby=1)
         network.cuts = {(network.gateways[0].endpoint, network.client.endpoint)}
         last = session_with(network, 0).received_at
-        while in_use(network) == 0 and network.now < last + 1:
+        while network.in_use == 0 and network.now < last + 1:
             network.send(network.client, OUT)
             network.run(0.005)
-        self.assertEqual(in_use(network), 1)
+        self.assertEqual(network.in_use, 1)
         self.assertLess(network.now - last, BOUND + 0.01)

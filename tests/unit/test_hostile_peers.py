@@ -22,15 +22,15 @@ from rvpn.constants import (
 from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.policy.model import Tunnel
 from rvpn.session_control import Kind
-from tests.unit.simulation import DELAY, INNER, TARGET, Network, perfect, udp_packet
-
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
-
-
-def key_exchange_only(datagram: bytes, _source: Endpoint, _destination: Endpoint) -> Iterable[float]:
-    """Carry what makes keys, and nothing that proves that somebody has them."""
-    return (DELAY,) if datagram[:4] == KEY_EXCHANGE_MARKER else ()
+from tests.unit.simulation import (
+    BACK,
+    DELAY,
+    INNER,
+    OUT,
+    Network,
+    key_exchange_only,
+    perfect,
+)
 
 
 def connected() -> Network:

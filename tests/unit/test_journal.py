@@ -11,9 +11,8 @@ from rvpn.constants import KEY_EXCHANGE_MARKER, HeartbeatMode
 from rvpn.interfaces import Event, IPAddress
 from rvpn.journal import KEPT, Change, Journal, told
 from rvpn.policy.model import Cluster, Tunnel
-from tests.unit.simulation import DELAY, INNER, TARGET, Network, udp_packet
+from tests.unit.simulation import DELAY, INNER, OUT, TARGET, Network, udp_packet
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
 FIRST, SECOND = "198.51.100.21", "198.51.100.22"
 GATEWAYS = tuple(map(ip_address, (FIRST, SECOND, "198.51.100.23")))
 OTHER = ip_address("10.0.0.2")

@@ -12,11 +12,9 @@ from rvpn.interfaces import Endpoint
 from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.rate import Rate
 from rvpn.session_control import Kind
-from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, udp_packet
+from tests.unit.simulation import CONTROL, DELAY, OUT, STRANGER, TARGET, Host, Network, udp_packet
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
 LITERAL = CONTROL + bytes(range(16))
-STRANGER = Endpoint(ip_address("203.0.113.66"), 4500)
 DEFER, RESPONSE = 0.25, 0.125
 
 
@@ -35,22 +33,12 @@ def build(gateways: int = 1, clients: int = 1, **policy: Any) -> Network:
 def connected(gateways: int = 1, **policy: Any) -> Network:
     """Return the same with a session, and nothing on record."""
     network = build(gateways, **policy)
-    network.send(network.client, OUT)
-    network.run(0.1)
-    network.sent.clear()
-    return network
+    return network.connect()
 
 
 def literal(network: Network, host: Host[Any]) -> list[tuple[float, bytes, Endpoint]]:
     """Return the literal heartbeats that a host sent."""
     return [sent for sent in network.sent_by(host) if len(sent[1]) == LITERAL_SIZE and sent[1][:4] == CONTROL]
-
-
-def in_use(network: Network) -> str | None:
-    """Return the address of the gateway that the client uses."""
-    (cluster,) = network.client.node.status(network.now)["clusters"]
-    address: str | None = cluster["in_use"]
-    return address
 
 
 class EchoTests(SynchronousTestCase):
@@ -65,7 +53,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual([data for _, data, _ in asked], [data for _, data, _ in answered])
         self.assertEqual(len({data for _, data, _ in asked}), len(asked))
         self.assertEqual(network.control(Kind.HEARTBEAT), [])
-        self.assertEqual(in_use(network), "198.51.100.21")
+        self.assertEqual(network.in_use, 0)
 
     def test_bound(self) -> None:
         """R7: the bound holds for literal heartbeats too."""
@@ -77,7 +65,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(len(times), 2)
         self.assertAlmostEqual(times[0], last + DEFER)
         self.assertAlmostEqual(network.control(Kind.CLOSE)[0], last + DEFER + 2 * RESPONSE)
-        self.assertEqual(in_use(network), "198.51.100.22")
+        self.assertEqual(network.in_use, 1)
 
     def test_without_lan(self) -> None:
         """R14: a gateway whose LAN is down stays silent, and so fails."""
@@ -86,7 +74,7 @@ class EchoTests(SynchronousTestCase):
         network.lan(network.gateways[0], up=False)
         network.run(2)
         self.assertEqual(literal(network, network.gateways[0]), [])
-        self.assertEqual(in_use(network), "198.51.100.22")
+        self.assertEqual(network.in_use, 1)
 
     def test_only_the_outstanding_one(self) -> None:
         """DESIGN 6: at the client nothing but the byte-equal, outstanding packet counts, and once."""
@@ -116,7 +104,7 @@ class EchoTests(SynchronousTestCase):
         network.run(DEFER + 2 * RESPONSE + 0.01)
         (_, heartbeat, _), _ = literal(network, network.client)
         network.receive(network.client, heartbeat, network.gateways[0].endpoint)
-        self.assertIsNone(in_use(network))
+        self.assertIsNone(network.in_use)
         self.assertEqual(network.client.node.drop_counts(), {"unexpected-control": 1})
 
     def test_standbys_are_asked(self) -> None:
@@ -124,7 +112,7 @@ class EchoTests(SynchronousTestCase):
         network = connected(3, standby=2)
         network.gateways[0].alive = network.gateways[1].alive = False
         network.run(DEFER + 2 * RESPONSE)
-        self.assertEqual(in_use(network), "198.51.100.23")
+        self.assertEqual(network.in_use, 2)
 
 
 class GuardTests(SynchronousTestCase):

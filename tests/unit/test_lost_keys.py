@@ -1,6 +1,5 @@
 """A gateway that lost its keys proves it, and does not look alive (X3, R16)."""
 
-from ipaddress import ip_address
 from random import Random
 from typing import Any
 
@@ -11,12 +10,9 @@ from rvpn.interfaces import Endpoint
 from rvpn.lost_keys import NOTICE_SIZE, LostKeys, proves
 from rvpn.session_control import CONTROL_SIZE, Kind
 from rvpn.sessions import SAPair
-from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, udp_packet
+from tests.unit.simulation import BACK, CONTROL, DELAY, INNER, OUT, STRANGER, Host, Network
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
 SECRET = bytes(range(32))
-STRANGER = Endpoint(ip_address("203.0.113.66"), 4500)
 ROUND_TRIP = 2 * DELAY
 
 
@@ -60,10 +56,7 @@ def notices(network: Network) -> list[bytes]:
 def connected(gateways: int = 1, **policy: Any) -> Network:
     """Return a network whose client has a session, with nothing on record."""
     network = Network(gateways, randomize_clusters=False, **policy)
-    network.send(network.client, OUT)
-    network.run(0.1)
-    network.sent.clear()
-    return network
+    return network.connect()
 
 
 def sending(network: Network) -> SAPair:

@@ -3,7 +3,6 @@ A client and gateways, joined in memory: sessions, rekeying, refusals, and what 
 """
 
 from base64 import b64encode
-from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import pairwise
@@ -23,10 +22,19 @@ from rvpn.errors import DropReason
 from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.packet import inspect
 from rvpn.policy.model import Cluster, Tunnel
-from tests.unit.simulation import DELAY, INNER, TARGET, Host, Network, perfect, udp_packet
+from tests.unit.simulation import (
+    BACK,
+    DELAY,
+    INNER,
+    OUT,
+    TARGET,
+    Host,
+    Network,
+    key_exchange_only,
+    perfect,
+    udp_packet,
+)
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
 GATEWAY = ip_address("198.51.100.21")
 ICMP = 1
 
@@ -36,12 +44,6 @@ def gateway_of(network: Network) -> str | None:
     (cluster,) = network.client.node.status(network.now)["clusters"]
     in_use: str | None = cluster["in_use"]
     return in_use
-
-
-def drops(host: Host[Any], network: Network) -> dict[str, int]:
-    """Return the drop counters of a host."""
-    counts: dict[str, int] = host.node.status(network.now)["drops"]
-    return counts
 
 
 class SessionTests(SynchronousTestCase):
@@ -56,8 +58,8 @@ class SessionTests(SynchronousTestCase):
         network.send(network.gateways[0], BACK)
         network.run(1)
         self.assertEqual(network.client.delivered, [BACK])
-        self.assertEqual(drops(network.client, network), {})
-        self.assertEqual(drops(network.gateways[0], network), {})
+        self.assertEqual(network.drops(network.client), {})
+        self.assertEqual(network.drops(network.gateways[0]), {})
 
     def test_fastest_transform(self) -> None:
         """The client's order decides where the policies leave it open, which is that of a measurement."""
@@ -108,7 +110,7 @@ class SessionTests(SynchronousTestCase):
         network.send(network.client, OUT)
         network.run(5)
         self.assertEqual(len(network.client.node.cache), 0)
-        self.assertIn("authentication-failed", drops(network.gateways[0], network))
+        self.assertIn("authentication-failed", network.drops(network.gateways[0]))
         self.assertIn("message said: authentication failed", " ".join(network.client.events))
 
     def test_refusals_in_the_log(self) -> None:
@@ -271,7 +273,7 @@ class SessionTests(SynchronousTestCase):
             assert session.sending is not None
             network.inject(session.sending.outbound.seal(packet, 4), sender.endpoint, receiver.endpoint)
             network.run(0.1)
-            self.assertEqual(drops(receiver, network).pop(reason.value), 1)
+            self.assertEqual(network.drops(receiver).pop(reason.value), 1)
             receiver.node.filter.drops.clear()
             self.assertEqual(len(receiver.delivered), before)
 
@@ -286,7 +288,7 @@ class SessionTests(SynchronousTestCase):
         network.run(1)
         self.assertEqual(network.sent, [])
         self.assertEqual(
-            drops(network.client, network), {"malformed-packet": 1, "no-tunnel": 1, "wrong-source": 1}
+            network.drops(network.client), {"malformed-packet": 1, "no-tunnel": 1, "wrong-source": 1}
         )
 
     def test_gateway_without_session(self) -> None:
@@ -333,17 +335,13 @@ class ConfirmationTests(SynchronousTestCase):
         """
         A gateway that heard only the first message has keys, but sends no ESP and takes no session for live.
         """
-
-        def only_key_exchange(datagram: bytes, _source: Endpoint, _destination: Endpoint) -> Iterable[float]:
-            return (DELAY,) if datagram[:4] == KEY_EXCHANGE_MARKER else ()
-
-        network = Network(wire=only_key_exchange)
+        network = Network(wire=key_exchange_only)
         network.send(network.client, OUT)
         network.run(1)
         gateway = network.gateways[0]
         self.assertEqual(len(gateway.node.cache), 0)
         network.send(gateway, BACK)
-        self.assertEqual(drops(gateway, network), {"no-session": 1})
+        self.assertEqual(network.drops(gateway), {"no-session": 1})
         network.run(20)
         self.assertEqual(gateway.node.cache.by_spi, {})
         self.assertEqual(len(network.client.node.cache), 0)
@@ -478,7 +476,7 @@ class KeyRequestTests(SynchronousTestCase):
             network.send(network.client, packet)
         network.run(1)
         self.assertEqual(network.gateways[0].delivered, packets[5:])
-        self.assertEqual(drops(network.client, network), {"queue-full": 5})
+        self.assertEqual(network.drops(network.client), {"queue-full": 5})
 
     def test_next_gateway(self) -> None:
         """

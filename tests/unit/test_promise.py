@@ -5,9 +5,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import CONFIRM_SHARE, HeartbeatMode
-from tests.unit.simulation import INNER, TARGET, Network, udp_packet
+from tests.unit.simulation import OUT, Network
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
 EXCHANGE = 2.0
 
 

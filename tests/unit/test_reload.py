@@ -13,11 +13,17 @@ from rvpn.constants import KEY_EXCHANGE_MARKER, NextHeader
 from rvpn.interfaces import IPAddress, PeerIdentity
 from rvpn.policy.model import Policy
 from rvpn.sessions import SAPair
-from tests.unit.simulation import DELAY, INNER, TARGET, Network, identity, perfect, udp_packet
-from tests.unit.test_hostile_peers import key_exchange_only
+from tests.unit.simulation import (
+    BACK,
+    DELAY,
+    INNER,
+    OUT,
+    Network,
+    identity,
+    key_exchange_only,
+    perfect,
+)
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
 OTHER_INNER = ip_address("10.99.0.2")
 OTHER_KEY = bytes(range(32))
 

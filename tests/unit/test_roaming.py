@@ -9,10 +9,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.constants import KEY_EXCHANGE_MARKER, ROAMING_PATIENCE, ROAMING_PAUSE, HeartbeatMode
 from rvpn.interfaces import Endpoint, Path
 from rvpn.session_control import CONTROL_SIZE, Kind
-from tests.unit.simulation import CLIENT_ENDPOINT, CONTROL, DELAY, INNER, TARGET, Host, Network, udp_packet
+from tests.unit.simulation import (
+    BACK,
+    CLIENT_ENDPOINT,
+    CONTROL,
+    DELAY,
+    OUT,
+    Host,
+    Network,
+)
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
-BACK = udp_packet(TARGET, INNER, b"to the client")
 REBOUND = CLIENT_ENDPOINT._replace(port=40_000)
 THIEF = Endpoint(ip_address("203.0.113.66"), 4500)
 
@@ -20,10 +26,7 @@ THIEF = Endpoint(ip_address("203.0.113.66"), 4500)
 def connected(**policy: Any) -> Network:
     """Return a client and a gateway with a session."""
     network = Network(1, **policy)
-    network.send(network.client, OUT)
-    network.run(1)
-    network.sent.clear()
-    return network
+    return network.connect(1)
 
 
 def place(network: Network) -> Endpoint:

@@ -17,9 +17,8 @@ from rvpn.offload import COMPLETE
 from rvpn.policy.model import Cluster, Policy, Tunnel
 from rvpn.session_control import Kind, Status
 from rvpn.sessions import Session
-from tests.unit.simulation import INNER, TARGET, Network, batch_of, udp_packet
+from tests.unit.simulation import INNER, OUT, Network, batch_of, udp_packet
 
-OUT = udp_packet(INNER, TARGET, b"to the LAN")
 NOTHING: list[Any] = []
 
 
@@ -167,10 +166,7 @@ class ReloadTests(SynchronousTestCase):
             "randomize_clusters": False,
         }
         network = Network(gateways, **(chosen | policy))
-        network.send(network.client, OUT)
-        network.run(0.1)
-        network.sent.clear()
-        return network
+        return network.connect()
 
     def reload(self, network: Network, *members: int, **changes: Any) -> None:
         """Read a policy with these gateways in the cluster."""
@@ -183,28 +179,22 @@ class ReloadTests(SynchronousTestCase):
         self.policy: Policy = policy
         network.act(network.client, network.client.node.reload(policy, network.now))
 
-    def in_use(self, network: Network) -> int | None:
-        """Return the number of the gateway in use."""
-        session = network.client.node.failover.clusters["Cluster 1"].in_use
-        addresses = [host.endpoint.address for host in network.gateways]
-        return None if session is None else addresses.index(session.gateway)
-
     def test_stays(self) -> None:
         """R1: the gateway in use stays though the order changes or others come and go."""
         for members in ((0, 1, 2), (2, 1, 0), (1, 0), (0,)):
             network = self.connected()
             self.reload(network, *members)
             network.run(5)
-            self.assertEqual((self.in_use(network), network.control(Kind.CLOSE)), (0, NOTHING), members)
+            self.assertEqual((network.in_use, network.control(Kind.CLOSE)), (0, NOTHING), members)
 
     def test_shuffled(self) -> None:
         """R1, X2: shuffled anew it stays too, where the client returns to earlier gateways."""
         network = self.connected(randomize_clusters=True, failback=True, failback_hold_down=1.0)
-        used = self.in_use(network)
+        used = network.in_use
         for _ in range(10):
             self.reload(network)
             network.run(2.5)
-            self.assertEqual(self.in_use(network), used)
+            self.assertEqual(network.in_use, used)
 
     def test_renamed(self) -> None:
         """R1: so it does where the cluster has another name."""
@@ -222,7 +212,7 @@ class ReloadTests(SynchronousTestCase):
             network = self.connected(standby=standby)
             self.reload(network, 1, 2)
             network.run(0.01)
-            self.assertEqual(self.in_use(network), 1)
+            self.assertEqual(network.in_use, 1)
             self.assertEqual(len(network.gateways[0].node.cache), 0)
             change = network.client.node.failover.journal.changes[-1]
             self.assertEqual(change.reason, "the policy no longer has it")
@@ -280,7 +270,7 @@ class ReloadTests(SynchronousTestCase):
         network.run(20)
         network.gateways[2].alive = True
         network.run(20)
-        self.assertEqual(self.in_use(network), 2)
+        self.assertEqual(network.in_use, 2)
 
     def test_gateway_gone_while_asked(self) -> None:
         """R3: if the gateway that is being asked is gone, the next one is asked at once."""
