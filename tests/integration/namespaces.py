@@ -7,6 +7,7 @@ test of such a class is skipped, with the reason.
 
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,10 +75,29 @@ class Namespace:
         with self.kernel() as kernel:
             kernel.route("add", dst=destination, gateway=gateway)
 
+    def send_all(self, address: tuple[str, int], content: bytes) -> None:
+        """Send by TCP from here. Blocks: to be called in a thread."""
+        with inside(self.descriptor):
+            connection = socket.create_connection(address, timeout=10)
+        with connection:
+            connection.sendall(content)
+
     def sysctl(self, path: str, value: str) -> None:
         """Set a kernel parameter, named by its path below /proc/sys/net."""
         with inside(self.descriptor):
             (Path("/proc/sys/net") / path).write_text(value)
+
+
+def receive_all(listener: socket.socket) -> bytes:
+    """Receive what one TCP connection brings. Blocks: to be called in a thread."""
+    listener.settimeout(10)
+    connection, _ = listener.accept()
+    received = bytearray()
+    with connection:
+        connection.settimeout(10)
+        while data := connection.recv(1 << 20):
+            received += data
+    return bytes(received)
 
 
 def wrong_checksums(tables: str) -> int:

@@ -22,7 +22,7 @@ from rvpn.lab.namespaces import inside
 from rvpn.net.netlink import Netlink, Route
 from rvpn.net.offloads import IN_USE, OFF
 from rvpn.net.tun import PACKETS_PER_WAKEUP, TunPort
-from tests.integration.namespaces import Namespace, NamespaceTestCase, wrong_checksums
+from tests.integration.namespaces import Namespace, NamespaceTestCase, receive_all, wrong_checksums
 
 ECHO = struct.Struct("!BBHHH")
 MAIN_TABLE = 254
@@ -272,29 +272,11 @@ class SuperPacketTests(NamespaceTestCase):
         with inside(self.far.descriptor):
             listener = socket.create_server((address, 0), family=FAMILY[":" in address])
         self.addCleanup(listener.close)
-        sent = threads.deferToThread(self.send_all, listener.getsockname()[:2], content)
-        received = await threads.deferToThread(self.receive_all, listener)
+        sent = threads.deferToThread(self.here.send_all, listener.getsockname()[:2], content)
+        received = await threads.deferToThread(receive_all, listener)
         await sent
         self.assertEqual(received, content)
         self.assertEqual(self.wrong_checksums(), 0)
-
-    def send_all(self, address: tuple[str, int], content: bytes) -> None:
-        """Send by TCP from here."""
-        with inside(self.here.descriptor):
-            connection = socket.create_connection(address, timeout=10)
-        with connection:
-            connection.sendall(content)
-
-    def receive_all(self, listener: socket.socket) -> bytes:
-        """Receive what one TCP connection brings."""
-        listener.settimeout(10)
-        connection, _ = listener.accept()
-        received = bytearray()
-        with connection:
-            connection.settimeout(10)
-            while data := connection.recv(1 << 20):
-                received += data
-        return bytes(received)
 
     async def datagrams(self, address: str) -> None:
         """Send datagrams to the far host in one call."""

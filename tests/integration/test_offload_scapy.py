@@ -30,7 +30,7 @@ from rvpn.net.tun import TunPort
 from rvpn.net.udp import UDPPort, UDPPorts
 from rvpn.net.udpsend import number_of
 from rvpn.net.udpsocket import PathError, open_socket
-from tests.integration.namespaces import NO_CHECKSUM_OFFLOAD, Namespace, NamespaceTestCase
+from tests.integration.namespaces import NO_CHECKSUM_OFFLOAD, Namespace, NamespaceTestCase, receive_all
 from tests.unit.simulation import CLIENT_ENDPOINT, INNER, TARGET, Network, udp_packet
 
 # Importing scapy reads the machine's interfaces and warns about what it finds missing.
@@ -178,8 +178,8 @@ class ScapyReceivesTests(NamespaceTestCase):
         with inside(self.far.descriptor):
             listener = socket.create_server((str(TARGET), 0))
         self.addCleanup(listener.close)
-        sent = threads.deferToThread(self.send, listener.getsockname(), content)
-        received = threads.deferToThread(receive, listener)
+        sent = threads.deferToThread(self.here.send_all, listener.getsockname(), content)
+        received = threads.deferToThread(receive_all, listener)
         count = 0
         while not received.called:
             count += self.take()
@@ -191,13 +191,6 @@ class ScapyReceivesTests(NamespaceTestCase):
         self.assertGreater(self.longest_packet, 1500)
         self.assertGreater(self.longest_run, 1)
         self.assertEqual(self.udp.refusals, {})
-
-    def send(self, address: tuple[str, int], content: bytes) -> None:
-        """Send by TCP from the client's host."""
-        with inside(self.here.descriptor):
-            connection = socket.create_connection(address, timeout=10)
-        with connection:
-            connection.sendall(content)
 
     async def test_udp(self) -> None:
         """So does a burst of datagrams that a program sent in one call."""
@@ -220,15 +213,3 @@ def with_own_checksums(packet: bytes) -> bytes:
         if layer in fresh:
             del fresh[layer].chksum
     return bytes(fresh)
-
-
-def receive(listener: socket.socket) -> bytes:
-    """Return what one TCP connection brings."""
-    listener.settimeout(10)
-    connection, _ = listener.accept()
-    received = bytearray()
-    with connection:
-        connection.settimeout(10)
-        while data := connection.recv(1 << 20):
-            received += data
-    return bytes(received)

@@ -206,6 +206,18 @@ class Network:
             self.refused.append(error)
 
 
+def chatty_acceptor(
+    lengths: tuple[int, ...], agenda: Agenda, random: Random, *, cookies: bool = False
+) -> Acceptor:
+    """Return an acceptor whose tokens are as long as the test wants; it wants a cookie always or never."""
+
+    def accepting_context(request: AcceptRequest) -> SecurityContext:
+        return ChattyContext(lengths, request.cookie, initiator=False)
+
+    always = (Mechanism.TLS,) if cookies else ()
+    return Acceptor({Mechanism.TLS: accepting_context}, agenda, random, 0.0, always)
+
+
 def chatty(
     lengths: tuple[int, ...], *, lifetime: float = 5.0, seed: int = 1, cookies: bool = True
 ) -> Network:
@@ -214,12 +226,8 @@ def chatty(
     def new_context(cookie: bytes) -> SecurityContext:
         return ChattyContext(lengths, cookie, initiator=True)
 
-    def accepting_context(request: AcceptRequest) -> SecurityContext:
-        return ChattyContext(lengths, request.cookie, initiator=False)
-
     agenda, random = Agenda(), Random(seed)
-    always = (Mechanism.TLS,) if cookies else ()
-    acceptor = Acceptor({Mechanism.TLS: accepting_context}, agenda, random, 0.0, always)
+    acceptor = chatty_acceptor(lengths, agenda, random, cookies=cookies)
     exchange = InitiatorExchange(EXCHANGE_ID, Mechanism.TLS, new_context, 0.0, lifetime)
     return Network(exchange, acceptor, agenda, random)
 

@@ -31,6 +31,7 @@ from tests.unit.keyexchange_ends import (
     ChattyContext,
     Gateway,
     chatty,
+    chatty_acceptor,
     first,
     only,
     path,
@@ -193,18 +194,10 @@ def datagram_kind(reply: Reply) -> int:
 class AmplificationTests(SynchronousTestCase):
     """No reply to an unproven address is longer than its request (DESIGN 4)."""
 
-    def chatty_acceptor(self, lengths: tuple[int, ...], always: tuple[Mechanism, ...] = ()) -> Acceptor:
-        """Return an acceptor whose tokens are as long as the test wants."""
-
-        def accept(request: AcceptRequest) -> SecurityContext:
-            return ChattyContext(lengths, request.cookie, initiator=False)
-
-        return Acceptor({Mechanism.TLS: accept}, Agenda(), Random(1), 0.0, always_cookie=always)
-
     def test_long_answer(self) -> None:
         """If the answer would be longer, a cookie is asked for, and no state kept."""
         for answer, kind in ((100, Fragment), (101, CookieDemand), (4096, CookieDemand)):
-            acceptor = self.chatty_acceptor((100, answer))
+            acceptor = chatty_acceptor((100, answer), Agenda(), Random(1))
             token = stepped(ChattyContext((100, answer), b"", initiator=True), None)
             message = tokens.decode(Envelope(Mechanism.TLS, EXCHANGE_ID).fragments(0, token)[0])
             self.assertIsInstance(only(acceptor.receive(message, PATH, 0.0)), kind)
@@ -212,8 +205,8 @@ class AmplificationTests(SynchronousTestCase):
 
     def test_always(self) -> None:
         """A mechanism that always wants a cookie, and a first token of several datagrams, draw one."""
-        for lengths, always in (((100, 10), (Mechanism.TLS,)), ((4096, 10), ())):
-            acceptor = self.chatty_acceptor(lengths, always)
+        for lengths, cookies in ((100, 10), True), ((4096, 10), False):
+            acceptor = chatty_acceptor(lengths, Agenda(), Random(1), cookies=cookies)
             token = stepped(ChattyContext(lengths, b"", initiator=True), None)
             message = tokens.decode(Envelope(Mechanism.TLS, EXCHANGE_ID).fragments(0, token)[0])
             self.assertIsInstance(only(acceptor.receive(message, PATH, 0.0)), CookieDemand)
@@ -222,9 +215,8 @@ class AmplificationTests(SynchronousTestCase):
     def test_shorter_than_a_cookie(self) -> None:
         """A message too short for a cookie draws nothing."""
         message = tokens.decode(Envelope(Mechanism.TLS, EXCHANGE_ID).fragments(0, b"short")[0])
-        error = self.assertRaises(
-            RemoteError, self.chatty_acceptor((9, 9), (Mechanism.TLS,)).receive, message, PATH, 0.0
-        )
+        acceptor = chatty_acceptor((9, 9), Agenda(), Random(1), cookies=True)
+        error = self.assertRaises(RemoteError, acceptor.receive, message, PATH, 0.0)
         self.assertEqual(error.reason, DropReason.MALFORMED_KEY_EXCHANGE)
 
     @settings(derandomize=True, deadline=None, max_examples=300)
