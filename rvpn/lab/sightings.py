@@ -13,7 +13,6 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from ctypes import addressof, c_char, sizeof
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,29 +20,30 @@ from pathlib import Path
 from rvpn.constants import CONTROL_SPI, UDP_HEADER
 from rvpn.lab import wire
 from rvpn.lab.records import Sighting, pack
+from rvpn.net import bpf
 from rvpn.session_control import Kind
 
 #: What a sighting has for the kind of a key exchange's datagram; the others are those of session control.
 KEY_EXCHANGE = 0
 # <linux/if_ether.h>, <asm-generic/socket.h>
-_ETH_P_ALL, _ATTACH_FILTER, _TIMESTAMPS = 3, 26, 35
+_ETH_P_ALL, _TIMESTAMPS = 3, 35
 _TIMESTAMP = struct.Struct("=qq")
 _ETHERNET = 14
 #: Behind the SPI: a control packet's kind, sequence and what it replies to; a key exchange's id.
 _CONTROL, _EXCHANGE = struct.Struct("!4xB7xQQ"), struct.Struct("!8xQ")
 
-#: Classic BPF (<linux/filter.h>): IPv4, UDP, and the payload begins with the SPI of control or with zero.
+#: IPv4, UDP, and the payload begins with the SPI of control or with zero.
 _FILTER = (
-    (0x28, 0, 0, 12),  # A = EtherType
-    (0x15, 0, 7, 0x0800),
-    (0x30, 0, 0, _ETHERNET + 9),  # A = protocol
-    (0x15, 0, 5, socket.IPPROTO_UDP),
-    (0xB1, 0, 0, _ETHERNET),  # X = length of the IP header
-    (0x40, 0, 0, _ETHERNET + UDP_HEADER),  # A = the first four bytes of the payload
-    (0x15, 1, 0, 0),
-    (0x15, 0, 1, CONTROL_SPI),
-    (0x06, 0, 0, 128),  # take so many bytes
-    (0x06, 0, 0, 0),
+    (bpf.LOAD_HALF, 0, 0, 12),  # EtherType
+    (bpf.IF_EQUAL, 0, 7, 0x0800),
+    (bpf.LOAD_BYTE, 0, 0, _ETHERNET + 9),  # protocol
+    (bpf.IF_EQUAL, 0, 5, socket.IPPROTO_UDP),
+    (bpf.LOAD_HEADER_LENGTH, 0, 0, _ETHERNET),
+    (bpf.LOAD_BEHIND, 0, 0, _ETHERNET + UDP_HEADER),  # the first four bytes of the payload
+    (bpf.IF_EQUAL, 1, 0, 0),
+    (bpf.IF_EQUAL, 0, 1, CONTROL_SPI),
+    (bpf.RETURN, 0, 0, 128),
+    (bpf.RETURN, 0, 0, bpf.NOTHING),
 )
 
 
@@ -53,12 +53,8 @@ _FILTER = (
 def _open(interface: str) -> socket.socket:
     """Return a packet socket of what the filter takes, before anything passes. Raises OSError."""
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    code = b"".join(struct.Struct("=HBBI").pack(*instruction) for instruction in _FILTER)
-    program = (c_char * len(code)).from_buffer_copy(code)
-    pointer = struct.Struct("@HP").pack(len(_FILTER), addressof(program))
-    tap.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, pointer)
+    bpf.attach(tap, _FILTER)
     tap.setsockopt(socket.SOL_SOCKET, _TIMESTAMPS, 1)
-    assert sizeof(program) == len(code)  # and it lives until here
     tap.bind((interface, _ETH_P_ALL))
     return tap
 

@@ -15,12 +15,11 @@ Each socket is for one type of frame. So the kernel spends nothing on IPv4 packe
 packets only a short filter; neither wakes this process.
 """
 
-import ctypes
 import errno
 import select
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from typing import Protocol
@@ -44,6 +43,7 @@ from rvpn.address_resolution import (
 )
 from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.interfaces import IPAddress
+from rvpn.net import bpf
 
 #: Bytes that the kernel keeps for us in each socket, and frames read at a wake-up: more than it puts there.
 RECEIVE_BUFFER, MOST_WAITING = 1 << 17, 1024
@@ -52,33 +52,31 @@ GROUPS_PER_SOCKET = 256
 #: Bytes; the frames that we understand are far shorter.
 _LONGEST_FRAME = 2048
 
-# linux/if_arp.h, asm-generic/socket.h, linux/socket.h, linux/if_packet.h.
+# linux/if_arp.h, linux/socket.h, linux/if_packet.h.
 _ARPHRD_ETHER = 1
-_SO_ATTACH_FILTER = 26
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _PACKET_OTHERHOST = 3
 #: Frames that arrived since the last time, and those of them that did not fit.
 _STATISTICS = struct.Struct("=II")
 
-# Classic BPF (linux/filter.h): operation, jump if true, jump if false, operand.
-_INSTRUCTION = struct.Struct("=HBBI")
-_PROGRAM = struct.Struct("@HP")
-_LOAD, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x30, 0x15, 0x06
-_PACKET_TYPE = 0xFFFFF004  # not in the frame: to whom it was sent
-_ALL, _NOTHING = 0xFFFF, 0
+_PACKET_TYPE = 0xFFFFF004  # linux/filter.h; not in the frame: to whom it was sent
 _NEXT_HEADER, _ICMPV6_TYPE = 14 + 6, 14 + 40
 #: What was sent to another machine is seen where an interface is promiscuous; it is none of our business.
-_TO_US = (_LOAD, 0, 0, _PACKET_TYPE), (_IF_EQUAL, 0, 1, _PACKET_OTHERHOST), (_RETURN, 0, 0, _NOTHING)
-_ARP_FILTER = *_TO_US, (_RETURN, 0, 0, _ALL)
+_TO_US = (
+    (bpf.LOAD, 0, 0, _PACKET_TYPE),
+    (bpf.IF_EQUAL, 0, 1, _PACKET_OTHERHOST),
+    (bpf.RETURN, 0, 0, bpf.NOTHING),
+)
+_ARP_FILTER = *_TO_US, (bpf.RETURN, 0, 0, bpf.ALL)
 _DISCOVERY_FILTER = (
     *_TO_US,
-    (_LOAD_BYTE, 0, 0, _NEXT_HEADER),
-    (_IF_EQUAL, 0, 3, ICMPV6),
-    (_LOAD_BYTE, 0, 0, _ICMPV6_TYPE),
-    (_IF_EQUAL, 2, 0, SOLICITATION),
-    (_IF_EQUAL, 1, 0, ADVERTISEMENT),
-    (_RETURN, 0, 0, _NOTHING),
-    (_RETURN, 0, 0, _ALL),
+    (bpf.LOAD_BYTE, 0, 0, _NEXT_HEADER),
+    (bpf.IF_EQUAL, 0, 3, ICMPV6),
+    (bpf.LOAD_BYTE, 0, 0, _ICMPV6_TYPE),
+    (bpf.IF_EQUAL, 2, 0, SOLICITATION),
+    (bpf.IF_EQUAL, 1, 0, ADVERTISEMENT),
+    (bpf.RETURN, 0, 0, bpf.NOTHING),
+    (bpf.RETURN, 0, 0, bpf.ALL),
 )
 
 _REFUSALS = {
@@ -243,13 +241,13 @@ class _Groups:
             each.close()
 
 
-def _open(interface: str, ethertype: int, instructions: Iterable[tuple[int, int, int, int]]) -> socket.socket:
+def _open(interface: str, ethertype: int, instructions: Sequence[bpf.Instruction]) -> socket.socket:
     """Return a socket for one type of frame on an interface. Raises `LocalError`."""
     try:
         # Of protocol 0, it hears nothing before it has its filter and its interface.
         opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         try:
-            _filter(opened, b"".join(_INSTRUCTION.pack(*each) for each in instructions))
+            bpf.attach(opened, instructions)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             opened.bind((interface, ethertype))
             if opened.getsockname()[3] != _ARPHRD_ETHER:
@@ -261,10 +259,3 @@ def _open(interface: str, ethertype: int, instructions: Iterable[tuple[int, int,
         refusal = _REFUSALS.get(error.errno or 0, error.strerror)
         raise LocalError(f"cannot answer for clients on {interface}: {refusal}") from error
     return opened
-
-
-def _filter(opened: socket.socket, program: bytes) -> None:
-    """Let the kernel pass only what `program` accepts."""
-    memory = ctypes.create_string_buffer(program)
-    attached = _PROGRAM.pack(len(program) // _INSTRUCTION.size, ctypes.addressof(memory))
-    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
