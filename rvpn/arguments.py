@@ -1,7 +1,9 @@
 """The command lines of `rvpn` and of the lab's tools: what they have in common."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from math import inf
 from typing import Any, NoReturn
 
 
@@ -26,3 +28,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say in one line what is wrong, and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help tells more\n")
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads an argument that is a whole number within limits."""
+
+    def read(text: str) -> int:
+        if text.isdecimal() and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from {least} to {most}")
+
+    return read
+
+
+def number(least: float, most: float = inf) -> Callable[[str], float]:
+    """Return what reads an argument that is a finite number within limits."""
+    limits = f"of at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if least <= float(text) <= most and float(text) < inf:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number {limits}")
+
+    return read

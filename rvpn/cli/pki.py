@@ -12,6 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from rvpn.arguments import whole_number
 from rvpn.cli import passphrase
 from rvpn.cli.report import aligned, counted
 from rvpn.cli.subcommand import Subparsers
@@ -141,14 +142,11 @@ def add_kind(parser: argparse.ArgumentParser) -> None:
 
 def _add_days(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
-        "--days", type=_days, default=default, help=f"how long the certificate is valid (default: {default})"
+        "--days",
+        type=whole_number(1, MOST_DAYS),
+        default=default,
+        help=f"how long the certificate is valid (default: {default})",
     )
-
-
-def _days(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_DAYS:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of days from 1 to {MOST_DAYS}")
-    return int(text)
 
 
 def now() -> datetime:

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from rvpn.arguments import Parser
+from rvpn.arguments import Parser, number, whole_number
 from rvpn.cli.subcommand import Subparsers
 from rvpn.errors import LocalError
 from rvpn.lab import bars, figures, peers, report
@@ -55,7 +55,7 @@ def register(parsers: Subparsers) -> None:
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument(
         "--saturate",
-        type=_seconds,
+        type=number(0.1, _LONGEST),
         metavar="S",
         help="instead: watch rvpn's heartbeats and keys for so long while everything is busy",
     )
@@ -68,10 +68,11 @@ def _register_comparison(group: argparse._ArgumentGroup) -> None:
     others = ", ".join(name for name, peer in peers.PEERS.items() if peer.program)
     group.add_argument("--peers", type=_peers, metavar="NAMES", help=f"some of: {others}")
     group.add_argument("--install", action="store_true", help="have apt-get install those that are missing")
-    group.add_argument("--rounds", type=_rounds, metavar="N", help="default: 5")
-    group.add_argument("--seconds", type=_seconds, metavar="S", help="of each transfer (default: 2)")
-    group.add_argument("--delay", type=_number, metavar="MS", help="of each packet, one way")
-    group.add_argument("--loss", type=_number, metavar="PERCENT", help="each way")
+    group.add_argument("--rounds", type=whole_number(1, _MOST_ROUNDS), metavar="N", help="default: 5")
+    seconds = number(0.1, _LONGEST)
+    group.add_argument("--seconds", type=seconds, metavar="S", help="of each transfer (default: 2)")
+    group.add_argument("--delay", type=number(0, 100), metavar="MS", help="of each packet, one way")
+    group.add_argument("--loss", type=number(0, 100), metavar="PERCENT", help="each way")
     group.add_argument(
         "--write", type=Path, metavar="DIRECTORY", help=f"also write {JSON_FILE}, {TABLE_FILE}, {CHART_FILE}"
     )
@@ -84,27 +85,6 @@ def _peers(text: str) -> tuple[str, ...]:
         if name not in peers.PEERS:
             raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(peers.PEERS)}")
     return names
-
-
-def _rounds(text: str) -> int:
-    if text.isdecimal() and 1 <= int(text) <= _MOST_ROUNDS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 1 to {_MOST_ROUNDS}")
-
-
-def _seconds(text: str) -> float:
-    return _limited(text, 0.1, _LONGEST)
-
-
-def _number(text: str) -> float:
-    return _limited(text, 0.0, 100.0)
-
-
-def _limited(text: str, least: float, most: float) -> float:
-    with suppress(ValueError):
-        if least <= float(text) <= most:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from {least:g} to {most:g}")
 
 
 def _bench(parser: Parser, options: argparse.Namespace) -> int:
@@ -133,9 +113,9 @@ def _compare(options: argparse.Namespace) -> int:
     with Field.start(names, scenario) as field:
         _tell_absent(field.absent)
         rounds = []
-        for number in range(options.rounds):
+        for done in range(1, options.rounds + 1):
             rounds.append(field.round())
-            _tell(f"round {number + 1} of {options.rounds} is done")
+            _tell(f"round {done} of {options.rounds} is done")
         absent = dict(field.absent)
     result = figures.summary(
         rounds,

@@ -16,9 +16,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from rvpn.arguments import number, whole_number
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import Role
 from rvpn.errors import LocalError
@@ -75,8 +75,10 @@ def _register_life(parsers: Subparsers) -> None:
         "0.2 s, and return; the lab runs on until `rvpn lab down`.",
     )
     _add_family(up)
-    up.add_argument("--gateways", type=_number, default=3, metavar="N", help="how many (default: 3)")
-    up.add_argument("--targets", type=_number, default=3, metavar="N", help="how many (default: 3)")
+    for name in ("gateways", "targets"):
+        up.add_argument(
+            f"--{name}", type=whole_number(1, MAX_NODES), default=3, metavar="N", help="how many (default: 3)"
+        )
     up.add_argument(
         "--presence",
         choices=("none", "proxy-arp"),
@@ -127,11 +129,11 @@ def _register_trouble(parsers: Subparsers) -> None:
         description="Impair the paths between client and gateways. What is set replaces what was set before "
         "for these paths and directions.",
     )
-    impair.add_argument("--delay", type=_time, default=0.0, metavar="MS", help="one way, in milliseconds")
-    impair.add_argument("--jitter", type=_time, default=0.0, metavar="MS", help="so much more at most")
+    impair.add_argument("--delay", type=number(0), default=0.0, metavar="MS", help="one way, in milliseconds")
+    impair.add_argument("--jitter", type=number(0), default=0.0, metavar="MS", help="so much more at most")
     for name in ("loss", "reorder", "duplicate"):
         impair.add_argument(
-            f"--{name}", type=_percentage, default=0.0, metavar="PERCENT", help=f"{name} in percent"
+            f"--{name}", type=number(0, 100), default=0.0, metavar="PERCENT", help=f"{name} in percent"
         )
     impair.add_argument("--direction", choices=_DIRECTIONS, default="both", help="seen from the client")
     impair.add_argument(
@@ -154,30 +156,6 @@ def _add_family(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="IP version outside (default: 4); inside are both",
     )
-
-
-def _number(text: str) -> int:
-    """Take how many gateways or targets there are to be."""
-    if text.isdecimal() and 1 <= int(text) <= MAX_NODES:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 1 to {MAX_NODES}")
-
-
-def _time(text: str) -> float:
-    """Take milliseconds."""
-    return _limited(text, sys.float_info.max, "a number of at least 0")
-
-
-def _percentage(text: str) -> float:
-    """Take a probability."""
-    return _limited(text, 100, "a number from 0 to 100")
-
-
-def _limited(text: str, maximum: float, expected: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) <= maximum:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
 
 
 def _fault_rows() -> Iterator[Sequence[str]]:

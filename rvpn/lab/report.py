@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Iterable, Sequence
 
+from rvpn.cli.report import aligned
+
 
 def say(words: str) -> None:
     """Print a line at once."""
@@ -12,9 +14,7 @@ def say(words: str) -> None:
 
 def table(rows: Iterable[Sequence[object]]) -> str:
     """Return rows of cells as text, in columns two blanks apart."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
+    return "\n".join(aligned([[str(cell) for cell in row] for row in rows]))
 
 
 def mark(good: bool) -> str:
