@@ -130,11 +130,7 @@ class RoutingSocket:
         """Yield the answers to one request, until the kernel says that it has done it."""
         interrupted = False
         while True:
-            data, start = self._socket.recv(_LARGEST), 0
-            while start + HEADER.size <= len(data):
-                length, kind, flags, answered, _ = HEADER.unpack_from(data, start)
-                body = data[start + HEADER.size : start + length]
-                start += max(aligned(length), HEADER.size)
+            for kind, flags, answered, body in _messages(self._socket.recv(_LARGEST)):
                 if answered != sequence:
                     continue  # of a request that was given up
                 interrupted |= bool(flags & _INTERRUPTED)
@@ -145,6 +141,15 @@ class RoutingSocket:
                     return
                 layout = _LAYOUTS[Kind(kind)]
                 yield Message(layout.unpack_from(body), attributes(body[layout.size :]))
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield kind, flags, sequence and body of each message."""
+    start = 0
+    while start + HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(data, start)
+        yield kind, flags, sequence, data[start + HEADER.size : start + length]
+        start += max(aligned(length), HEADER.size)
 
 
 def _raise(code: int) -> None:
