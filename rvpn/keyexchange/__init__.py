@@ -1,7 +1,7 @@
 """
 The key exchange: GSS-like security contexts, and the transport that carries their tokens over UDP (DESIGN 4).
 
-    noise, tls                   the mechanisms: tokens in, tokens and key material out
+    noise, tls, context          the mechanisms: tokens in, tokens and key material out
     certificates, authenticator  what certificates must be for `tls`, and whose are accepted
     revocation                   what an authority has revoked
     credentials                  what a node authenticates with, and the contexts that it makes of that

@@ -17,7 +17,6 @@ import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from nacl.bindings import (
     crypto_aead_chacha20poly1305_ietf_decrypt,
@@ -31,13 +30,12 @@ from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.interfaces import Authentication, Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange import parameters as codec
+from rvpn.keyexchange.context import Context, known
 from rvpn.tai64n import LABEL_SIZE
 
 PROTOCOL = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b"
 #: The pre-shared key where the policy sets none.
 NO_PSK = bytes(32)
-
-_T = TypeVar("_T")
 
 _KEY = 32
 _TAG = 16
@@ -233,14 +231,13 @@ def _cut(message: bytes, *sizes: int) -> list[bytes]:
 # --- Security contexts ----------------------------------------------------------------------------------
 
 
-class _NoiseContext:
+class _NoiseContext(Context):
     """What both ends are once established."""
 
     def __init__(self, handshake: Handshake) -> None:
+        super().__init__()
         self._handshake = handshake
         self._secret: bytes | None = None
-        self._own_parameters: Parameters | None = None
-        self._peer_parameters: Parameters | None = None
 
     @property
     def established(self) -> bool:
@@ -257,19 +254,9 @@ class _NoiseContext:
         """Always the same: the pattern has no choice."""
         return Authentication(Mechanism.NOISE, "x25519", "ChaCha20-Poly1305")
 
-    @property
-    def own_parameters(self) -> Parameters:
-        """What this end said."""
-        return _known(self._own_parameters)
-
-    @property
-    def peer_parameters(self) -> Parameters:
-        """What the peer said."""
-        return _known(self._peer_parameters)
-
     def export(self, label: bytes, length: int) -> bytes:
         """Return secret bytes: RFC 5869's expansion of the extract over both keys of Noise's Split."""
-        secret = _known(self._secret)
+        secret = known(self._secret)
         exported = block = b""
         number = 0
         while len(exported) < length:
@@ -282,12 +269,6 @@ class _NoiseContext:
         self._own_parameters, self._peer_parameters = own, peer
         symmetric = self._handshake.symmetric
         self._secret = symmetric.hmac(symmetric.handshake_hash, b"".join(symmetric.split()))
-
-
-def _known(value: _T | None) -> _T:
-    if value is None:
-        raise LocalError("the security context is not established")
-    return value
 
 
 class NoiseInitiator(_NoiseContext):

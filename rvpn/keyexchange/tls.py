@@ -18,17 +18,17 @@ randomness OpenSSL has a source of its own (docs/decisions/0101).
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import TypeVar
 
 from cryptography import x509
 from OpenSSL import SSL
 
 from rvpn.constants import Mechanism
-from rvpn.errors import ContextFailed, DropReason, LocalError, RemoteError
+from rvpn.errors import ContextFailed, DropReason, RemoteError
 from rvpn.interfaces import Authentication, Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange import certificates
 from rvpn.keyexchange import parameters as codec
 from rvpn.keyexchange.certificates import Judgement, Refused, title
+from rvpn.keyexchange.context import Context, known
 
 #: Key agreements that are accepted, by OpenSSL's names; it offers and prefers the first by itself.
 GROUPS = {"X25519MLKEM768": "X25519MLKEM768", "x25519": "X25519"}
@@ -36,8 +36,6 @@ _LONGEST_TOKEN = 1 << 16
 
 #: Says who presented a verified chain of certificates, or raises `Refused`.
 Judge = Callable[[Sequence[x509.Certificate]], Judgement]
-
-_T = TypeVar("_T")
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def _words(error: SSL.Error) -> str:
     return f"TLS: {reasons[-1] if reasons else type(error).__name__}"
 
 
-class _TLSContext:
+class _TLSContext(Context):
     """What both ends have in common: tokens into the connection and out of it, and keys once established."""
 
     _begins: bool
@@ -72,40 +70,29 @@ class _TLSContext:
         prologue: bytes,
     ) -> None:
         """`connection` is a new one, in memory."""
+        super().__init__()
         self._connection = connection
         self._judge = judge
         self._prologue = prologue
         self._handshake_done = self._failed = False
         self._said = self._heard = b""
-        self._own: Parameters | None = None
-        self._theirs: Parameters | None = None
         self._judgement: Judgement | None = None
         self._authentication: Authentication | None = None
 
     @property
     def established(self) -> bool:
         """Whether the handshake is over and both ends' parameters are here."""
-        return self._own is not None and self._theirs is not None
+        return self._own_parameters is not None and self._peer_parameters is not None
 
     @property
     def peer(self) -> PeerIdentity:
         """Who the other end is, by its certificate."""
-        return _known(self._judgement).identity
+        return known(self._judgement).identity
 
     @property
     def authentication(self) -> Authentication:
         """The other end's certificate, and what was negotiated."""
-        return _known(self._authentication)
-
-    @property
-    def own_parameters(self) -> Parameters:
-        """What this end said."""
-        return _known(self._own)
-
-    @property
-    def peer_parameters(self) -> Parameters:
-        """What the peer said."""
-        return _known(self._theirs)
+        return known(self._authentication)
 
     def export(self, label: bytes, length: int) -> bytes:
         """
@@ -113,7 +100,7 @@ class _TLSContext:
 
         The exporter covers the handshake alone: the parameters come after it.
         """
-        _known(self._own)
+        known(self._own_parameters)
         first, second = (self._said, self._heard) if self._begins else (self._heard, self._said)
         bound = self._prologue + blake2b(first).digest() + blake2b(second).digest()
         return self._connection.export_keying_material(b"EXPORTER-" + label, length, bound)
@@ -188,12 +175,6 @@ class _TLSContext:
         return codec.decode(self._heard)
 
 
-def _known(value: _T | None) -> _T:
-    if value is None:
-        raise LocalError("the security context is not established")
-    return value
-
-
 class TLSInitiator(_TLSContext):
     """The end that begins: it shows its certificate and parameters to who has shown the right certificate."""
 
@@ -212,8 +193,8 @@ class TLSInitiator(_TLSContext):
 
     def _go_on(self) -> bytes | None:
         if self._handshake_done:
-            self._theirs = self._hear()
-            self._own = self._offer
+            self._peer_parameters = self._hear()
+            self._own_parameters = self._offer
             return None
         if self._handshake():
             self._say(self._offer)
@@ -239,8 +220,8 @@ class TLSAcceptor(_TLSContext):
     def _go_on(self) -> bytes | None:
         if self._handshake():
             offer = self._hear()
-            inner = _known(self._judgement).inner_addresses
+            inner = known(self._judgement).inner_addresses
             answer = self._authorize(Initiation(self.peer, None, offer, inner))
             self._say(answer)
-            self._own, self._theirs = answer, offer
+            self._own_parameters, self._peer_parameters = answer, offer
         return self._written()
