@@ -9,13 +9,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from rvpn.lab.namespaces import inside, new_network
@@ -27,6 +29,10 @@ value = array.array("I", [0x17, 0])
 request = struct.pack("16sP16x", sys.argv[1].encode(), value.buffer_info()[0])
 fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8946, request)
 """
+
+
+#: What `snapshot` found.
+Snapshot = dict[str, object]
 
 
 class Namespace:
@@ -98,6 +104,33 @@ def receive_all(listener: socket.socket) -> bytes:
         while data := connection.recv(1 << 20):
             received += data
     return bytes(received)
+
+
+def snapshot() -> Snapshot:
+    """Return rules, routes, addresses, links and network parameters of the namespace we are in."""
+    found: Snapshot = {}
+    with IPRoute() as kernel:
+        messages = (*kernel.get_rules(), *kernel.get_routes(), *kernel.get_addr(), *kernel.get_links())
+    for message in messages:
+        attributes = dict(message["attrs"])
+        for volatile in "RTA_CACHEINFO", "IFA_CACHEINFO", "IFLA_STATS", "IFLA_STATS64", "IFLA_AF_SPEC":
+            attributes.pop(volatile, None)
+        found[f"{message['event']} {attributes}"] = message.get("flags")
+    for version in "ipv4", "ipv6":
+        for file in (Path("/proc/sys/net") / version / "conf").rglob("*"):
+            try:
+                found[str(file)] = file.read_text()
+            except OSError:  # a directory, or a secret that is not set
+                continue
+    return found
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Wait for the condition, and return whether it came true."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        await deferLater(reactor, 0.001)
+    return condition()
 
 
 def wrong_checksums(tables: str) -> int:

@@ -30,8 +30,7 @@ from rvpn.cli.control_socket import ask
 from rvpn.errors import LocalError
 from rvpn.lab.namespaces import inside
 from rvpn.lab.traffic import Pinger
-from tests.integration.namespaces import Namespace, NamespaceTestCase
-from tests.integration.test_net_host import Snapshot, snapshot
+from tests.integration.namespaces import Namespace, NamespaceTestCase, Snapshot, snapshot
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 INNER, TARGET = "10.99.0.1", "10.0.0.1"

@@ -20,7 +20,7 @@ from rvpn.net.netlink import Netlink, OuterPath
 from rvpn.net.tun import LARGEST_READ, TunDevice
 from rvpn.net.udpsocket import open_socket
 from rvpn.state import StateDirectory
-from tests.integration.namespaces import Namespace, NamespaceTestCase
+from tests.integration.namespaces import Namespace, NamespaceTestCase, Snapshot, snapshot
 
 PORT = 4500
 #: A node that makes every kind of change and then waits to be killed.
@@ -41,27 +41,6 @@ host.enable_forwarding(["rvpn0", "lan"])
 print("ready", flush=True)
 time.sleep(60)
 """
-
-Snapshot = dict[str, object]
-
-
-def snapshot() -> Snapshot:
-    """Return rules, routes, addresses, links and network parameters of the namespace we are in."""
-    found: Snapshot = {}
-    with IPRoute() as kernel:
-        messages = (*kernel.get_rules(), *kernel.get_routes(), *kernel.get_addr(), *kernel.get_links())
-    for message in messages:
-        attributes = dict(message["attrs"])
-        for volatile in "RTA_CACHEINFO", "IFA_CACHEINFO", "IFLA_STATS", "IFLA_STATS64", "IFLA_AF_SPEC":
-            attributes.pop(volatile, None)
-        found[f"{message['event']} {attributes}"] = message.get("flags")
-    for version in "ipv4", "ipv6":
-        for file in (Path("/proc/sys/net") / version / "conf").rglob("*"):
-            try:
-                found[str(file)] = file.read_text()
-            except OSError:  # a directory, or a secret that is not set
-                continue
-    return found
 
 
 def udp_packet(source: str, destination: str, payload: bytes) -> bytes:

@@ -18,8 +18,7 @@ from rvpn.net.alarm import Alarm, now
 from rvpn.net.host import OUTER_MARK
 from rvpn.net.netlink import Netlink, Route, Rule
 from rvpn.net.probe import Prober
-from tests.integration.namespaces import Namespace, NamespaceTestCase
-from tests.integration.test_watch import until
+from tests.integration.namespaces import Namespace, NamespaceTestCase, until
 
 TARGET4, TARGET6 = ip_address("10.0.0.2"), ip_address("fd00::2")
 BEHIND = ip_address("10.7.0.1")

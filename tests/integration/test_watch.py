@@ -4,7 +4,6 @@ What the kernel tells of links, addresses and routes, and how soon; the access s
 
 import socket
 import time
-from collections.abc import Callable
 from ipaddress import ip_address
 
 from twisted.internet import reactor
@@ -15,7 +14,7 @@ from rvpn.net.host import TABLE
 from rvpn.net.netlink import Netlink, Route
 from rvpn.net.tun import TunDevice
 from rvpn.net.watch import SETTLING, NetworkWatch
-from tests.integration.namespaces import Namespace, NamespaceTestCase
+from tests.integration.namespaces import Namespace, NamespaceTestCase, until
 
 #: Seconds within which a change is to be reported, and after which nothing more is expected.
 SOON, QUIET = 0.05, 0.1 + SETTLING
@@ -49,14 +48,6 @@ class Recorder:
         """Begin anew."""
         self.links.clear()
         self.addresses = self.routes = 0
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Wait for the condition, and return whether it came true."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        await deferLater(reactor, 0.001)
-    return condition()
 
 
 class WatchTestCase(NamespaceTestCase):

@@ -15,7 +15,7 @@ from rvpn.lost_keys import LostKeys
 from rvpn.policy.model import Client, Policy
 from rvpn.session_control import Status
 from rvpn.sessions import SAPair, Session, SessionCache
-from tests.unit.test_sessions import HERE, FakeContext, answer, offer
+from tests.unit.session_ends import HERE, FakeContext, answer, offer
 
 INNERS = ip_address("10.99.0.1"), ip_address("10.99.0.2")
 ALICE, BOB = (

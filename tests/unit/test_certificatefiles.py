@@ -23,7 +23,7 @@ from rvpn.policy import Severity, load
 from rvpn.service import certificates, configuration
 from rvpn.service.certificates import FILES_INTERVAL, CertificateWatch
 from tests.certificates import CLIENT_USAGE, DAY, TODAY, Authority, Issued, authenticator, rsa_key
-from tests.unit.test_cli import rvpn
+from tests.unit.commands import rvpn
 
 POLICY = """\
 [IDENTITY]

@@ -5,20 +5,19 @@ import os
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterable
 from dataclasses import asdict, replace
-from io import StringIO
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn import __version__, keyfile, policyfile
-from rvpn.cli import main, report, service
+from rvpn.cli import report, service
 from rvpn.errors import LocalError
 from rvpn.journal import Change
 from rvpn.lab import holder, impair, sniffer, traffic
+from tests.unit.commands import Outcome, run, rvpn
 
 SESSION = {
     "peer": b64encode(bytes(32)).decode(),
@@ -74,30 +73,6 @@ Tunnel1 = 143.1.0.24 - 143.1.0.30 Cluster 1
 [DEVICE]
 InnerAddress = 10.8.0.2
 """
-
-
-class Outcome(NamedTuple):
-    """How a run of `rvpn` ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def rvpn(*arguments: str) -> Outcome:
-    """Run the command in this process."""
-    return run(lambda: main(arguments))
-
-
-def run(program: Callable[[], int | None]) -> Outcome:
-    """Run the `main` of a program in this process."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = program() or 0
-        except SystemExit as end:  # how argparse leaves
-            code = int(end.code or 0)
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 class ArgumentTests(SynchronousTestCase):

@@ -18,8 +18,8 @@ from rvpn.policy import Severity, check
 from rvpn.service.client import ClientService, for_gateways
 from rvpn.service.gateway import GatewayService
 from rvpn.session_control import CONTROL_SIZE, Kind, Status
+from tests.unit.commands import rvpn
 from tests.unit.simulation import INNER, TARGET, Network, udp_packet
-from tests.unit.test_cli import rvpn
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What the service adds to the status of its node (rvpn.service.tunnel).

@@ -15,7 +15,7 @@ from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.keyexchange import certificates
 from rvpn.pki import keys
 from rvpn.pki.description import SOON
-from tests.unit.test_cli import rvpn
+from tests.unit.commands import rvpn
 from tests.unit.test_docs import read, section, table
 
 PAGE = "docs/certificates.md"

@@ -8,8 +8,7 @@ from rvpn.constants import Mechanism, Role
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.policy import Policy, PolicyError, load
 from rvpn.service import configuration
-from tests.unit.test_cli import Outcome, rvpn
-from tests.unit.test_cli_pki import CommandTestCase
+from tests.unit.commands import CommandTestCase, Outcome, rvpn
 
 TEMPLATE = """\
 ; What all clients have in common

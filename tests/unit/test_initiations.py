@@ -14,7 +14,7 @@ from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, Path, SecurityContext, Send
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.tokens import Message
-from tests.unit.test_sessions import FakeContext, answer, offer
+from tests.unit.session_ends import FakeContext, answer, offer
 
 FIRST, SECOND = "first", "second"
 ENDPOINTS = {

@@ -11,7 +11,7 @@ from rvpn.constants import BACKOFF_LAST, REKEY_JITTER, REKEY_PACKETS, REKEY_WATC
 from rvpn.interfaces import Action, IPAddress
 from rvpn.renewal import Renewal
 from rvpn.sessions import SAPair, Session
-from tests.unit.test_sessions import HERE, INNER, PEER, FakeContext, answer, offer
+from tests.unit.session_ends import HERE, INNER, PEER, FakeContext, answer, offer
 
 LIFETIME = 7200.0
 

@@ -8,7 +8,7 @@ from rvpn.interfaces import Action, Send
 from rvpn.retransmission import Retransmission
 from rvpn.session_control import Kind, Status
 from rvpn.sessions import SAPair, Session
-from tests.unit.test_sessions import HERE, INNER, PEER, FakeContext, answer, offer
+from tests.unit.session_ends import HERE, INNER, PEER, FakeContext, answer, offer
 
 
 class RetransmissionTests(SynchronousTestCase):

@@ -21,9 +21,9 @@ from rvpn.offload import GSO_ECN, TCP, UDP, Segmentation, VnetHeader
 from rvpn.sealing import Sealer
 from rvpn.sessions import SAPair, Session, SessionCache
 from tests.unit.inner_packets import packet, partial, vnet
+from tests.unit.session_ends import HERE, INNER, PEER, THERE, FakeContext, Numbers, answer, offer
 from tests.unit.simulation import Network
 from tests.unit.test_coalesce import apart
-from tests.unit.test_sessions import HERE, INNER, PEER, THERE, FakeContext, Numbers, answer, offer
 
 WRONG = bytes((10, 9, 9, 9))
 #: For each datagram that arrives: which one, and whether it is the first of a batch.

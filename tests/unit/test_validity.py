@@ -11,7 +11,7 @@ from rvpn.interfaces import Action
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.sessions import SAPair, Session, SessionCache
 from rvpn.validity import Validity
-from tests.unit.test_sessions import HERE, INNER, PEER, FakeContext, Numbers, answer, offer
+from tests.unit.session_ends import HERE, INNER, PEER, FakeContext, Numbers, answer, offer
 
 
 @dataclass
