@@ -20,11 +20,16 @@ class IrregularFile(LocalError):
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading. Raises `OSError`, and `IrregularFile`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(mode_of(file)):
+        file.close()
         raise IrregularFile("found something that is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return file
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file so that a FIFO can be refused instead of waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def mode_of(file: BinaryIO) -> int:
