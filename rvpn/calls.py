@@ -19,6 +19,7 @@ from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, Path, PeerIdentity, SecurityContext
 from rvpn.ipfilter import dummy
 from rvpn.keyexchange.initiator import InitiatorExchange
+from rvpn.keyexchange.terms import complaint
 from rvpn.keyexchange.tokens import Message
 from rvpn.policy.model import Client, Policy
 from rvpn.rate import Rate
@@ -107,11 +108,8 @@ class Calls:
         """See `rvpn.initiations.Owner`."""
         context = exchange.context
         assert context is not None
-        offer, answer = context.own_parameters, context.peer_parameters
-        usable = len(answer.transforms) == 1 and answer.transforms[0] in offer.transforms
-        ours = answer.inner_addresses and set(answer.inner_addresses) <= set(offer.inner_addresses)
-        if not usable or not ours or not 0 < answer.lifetime <= offer.lifetime:
-            raise RemoteError(DropReason.AUTHENTICATION_FAILED, "it answers what was not offered")
+        if problem := complaint(context.own_parameters, context.peer_parameters):
+            raise RemoteError(DropReason.AUTHENTICATION_FAILED, problem)
         self._pairs[peer] = self._caller.open_called(context, path, now)
         return []
 

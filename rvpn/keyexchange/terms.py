@@ -65,13 +65,13 @@ class Terms:
 
 
 def complaint(offer: Parameters, answer: Parameters) -> str:
-    """Say why a client does not take a gateway's answer to what it offered; empty if it does."""
+    """Say why an initiator does not take the answer to what it offered; empty if it does."""
     if len(answer.transforms) != 1 or answer.transforms[0] not in offer.transforms:
         return "it chose a transform that was not offered"
     if set(answer.inner_addresses) != set(offer.inner_addresses):
-        return "it grants other inner addresses than the policy has"
+        return "it grants other inner addresses than were offered"
     if not MIN_KEY_LIFETIME <= answer.lifetime <= offer.lifetime:
-        return "it grants another key lifetime than was asked for"
+        return "it grants another key lifetime than was offered"
     if answer.literal_heartbeats != offer.literal_heartbeats:
         return "its HeartbeatAuthentication differs"
     return ""

@@ -263,6 +263,27 @@ class AcceptTests(SynchronousTestCase):
         self.assertEqual((network.client.delivered, network.client.node.cache.by_spi), ([], {}))
         self.assertEqual(network.gateways[0].delivered[0][21], HOST_UNREACHABLE)
 
+    def test_answers_to_no_offer(self) -> None:
+        """DESIGN 4, 6: a client that answers what it was not offered gets no session."""
+        for change in (
+            {"inner_addresses": (ip_address("10.99.0.9"),)},
+            {"inner_addresses": ()},
+            {"lifetime": 1e6},
+            {"literal_heartbeats": True},
+        ):
+            network = build(1)
+            terms = network.client.node.terms
+            answer = terms.answer
+
+            def lie(*what: Any, answer: Any = answer, change: Any = change) -> Any:
+                return replace(answer(*what), **change)
+
+            self.patch(terms, "answer", lie)
+            network.send(network.gateways[0], BACK)
+            network.run(1)
+            self.assertEqual((network.client.delivered, len(network.gateways[0].node.cache)), ([], 0), change)
+            self.assertEqual(network.gateways[0].delivered[0][21], HOST_UNREACHABLE)
+
     def test_another_kind_of_heartbeat(self) -> None:
         """DESIGN 6: a call by a gateway with another HeartbeatAuthentication is refused."""
         network = build(1)
