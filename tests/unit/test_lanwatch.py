@@ -241,6 +241,14 @@ class ReloadTests(SynchronousTestCase):
         self.assertEqual((len(self.lan.probes) - sent, self.lan.watch.down), (PROBE_TRIES, False))
         self.assertEqual(len(self.lan.decisions), 2)
 
+    def test_shorter_interval(self) -> None:
+        """A shorter interval brings the next request forward, a longer one holds none back."""
+        for interval, after in (0.5, 0.5), (2.0, 1.0):
+            lan = LAN()
+            lan.do(lan.watch.probe(TARGET, 1.0, lan.now))
+            lan.do(lan.watch.probe(TARGET, interval, lan.now))
+            self.assertEqual(lan.agenda.deadline(), lan.now + after)
+
     def test_no_longer(self) -> None:
         """A target that is no longer named is no longer held against the LAN, nor probed."""
         self.lan.do(self.lan.watch.probe(None, INTERVAL, self.lan.now))
