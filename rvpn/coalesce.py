@@ -3,7 +3,6 @@ Opened packets on their way to the TUN device: those that continue one another b
 
     packet -> `take`: it is exactly what cutting would have made the next segment; its payload is kept
            -> else `start`: what grew until now is written, and this packet grows, if its kind can
-           -> `put`, if its checksum is complete: it is written as it is
 
 Cutting and putting together are the same calculation (`rvpn.offload.successors`): a packet continues another
 if its headers are those foretold. So nothing is lost, and what differs in anything, be it an acknowledgement,
@@ -16,7 +15,6 @@ from collections.abc import Collection
 from rvpn.interfaces import PacketBatch
 from rvpn.offload import (
     CHECKSUM_OFFSET,
-    COMPLETE,
     CWR,
     FIN,
     FLAGS,
@@ -132,12 +130,6 @@ class Coalescer:
             if self._most < 2:
                 self._whole = _NOTHING
 
-    def put(self, packet: bytes, length: int) -> None:
-        """Add a packet that is complete."""
-        if self._parts:
-            self.flush()
-        self._write(COMPLETE, [packet[:length]])
-
     def flush(self) -> None:
         """Write what grew to the batch: nothing continues it any more."""
         parts = self._parts
@@ -153,12 +145,6 @@ class Coalescer:
                 *parts[1:],
             ]
         field = where.offset, CHECKSUM_OFFSET[where.protocol]
-        self._write(write_header(NEEDS_CSUM, kind, where.payload, size, *field), parts)
+        header = write_header(NEEDS_CSUM, kind, where.payload, size, *field)
+        self.packets.append(b"".join((header, *parts)))
         self._parts, self._whole = [], _NOTHING
-
-    def _write(self, header: bytes, parts: Collection[bytes]) -> None:
-        packets = self.packets
-        written = b"".join((header, *parts))
-        start = packets.length
-        packets.buffer[start : start + len(written)] = written
-        packets.add(len(written))

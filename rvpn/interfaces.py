@@ -134,6 +134,13 @@ class PacketBatch:
         start, self.length = self.length, self.length + length
         self.spans.append((start, self.length))
 
+    def append(self, packet: bytes) -> None:
+        """Copy a packet behind the others, its virtio_net_hdr first."""
+        start = self.length
+        self.length = end = start + len(packet)
+        self.buffer[start:end] = packet
+        self.spans.append((start, end))
+
 
 # --- Actions: what a state machine asks its shell to do -------------------------------------------
 

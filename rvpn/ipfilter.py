@@ -25,9 +25,10 @@ from rvpn.constants import (
     NextHeader,
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import ICV_SIZE, SHORTEST, KeptSlots, Slots
+from rvpn.esp.codec import AAD_SIZE, HEADER, ICV_SIZE, SHORTEST, Columns, KeptSlots, Slots
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.joining import Joiner
+from rvpn.offload import COMPLETE
 from rvpn.packet import addresses
 from rvpn.sessions import SAPair, Session, SessionCache
 
@@ -69,8 +70,9 @@ class IPFilter:
     def __init__(self, cache: SessionCache, gatekeeper: Gatekeeper) -> None:
         self._by_spi = cache.by_spi
         self._gatekeeper = gatekeeper
+        self._packets = PacketBatch(0)
         self._coalescer = Coalescer(())
-        #: What the packet that grows came under: it may have begun in the run before.
+        #: What the packet that grows came under, if there is one: it may have begun in the run before.
         self._growing: SAPair | None = None
         self._joiner = Joiner()
         self._slots = KeptSlots()
@@ -86,7 +88,7 @@ class IPFilter:
         """Open each datagram; inner packets go to `packets`, what else they draw is returned."""
         actions: list[Action] = []
         self.heard.clear()
-        self._coalescer.packets = self._joiner.packets = packets
+        self._packets = self._coalescer.packets = self._joiner.packets = packets
         self._spare = len(packets.buffer) - datagrams.length
         try:
             for run in datagrams.runs:
@@ -98,23 +100,27 @@ class IPFilter:
                     for offset in range(start, run.end, run.size):
                         self._take_other(offset, run, datagrams, actions, now)
         finally:  # nothing grows into the next batch, whatever raises
-            self._flush()
-            self._growing = None
+            if self._growing is not None:
+                self._flush()
         return actions
 
     def _flush(self) -> None:
         """Let nothing continue what grows, here or there."""
+        self._growing = None
         self._coalescer.flush()
         self._joiner.close()
 
-    def _cut(self, run: Run, view: memoryview) -> Slots:
+    def _cut(self, run: Run, view: memoryview) -> Columns:
         """Return the slots of a run, but not that of a last datagram too short for one."""
-        count, rest = divmod(run.end - run.start, run.size)
-        slots = self._slots.of(view, run.start, run.size, 0, count)
-        return slots.add(view, run.end - rest, run.end) if rest >= SHORTEST else slots
+        start, end, size = run.start, run.end, run.size
+        if end - start == size:
+            return [start], [view[start : start + AAD_SIZE]], [view[start + HEADER.size : end]]
+        count, rest = divmod(end - start, size)
+        slots = self._slots.of(view, start, size, 0, count)
+        return slots.add(view, end - rest, end) if rest >= SHORTEST else slots
 
     def _open_run(
-        self, run: Run, slots: Slots, datagrams: DatagramBatch, actions: list[Action], now: float
+        self, run: Run, slots: Columns, datagrams: DatagramBatch, actions: list[Action], now: float
     ) -> None:
         """
         Open ESP packets; what does not depend on the packet is done once for those with one SPI, or, if they
@@ -131,16 +137,16 @@ class IPFilter:
             number += 1
             spi, sequence, iv = read(buffer, offset)
             if spi != current:
-                self._count(session, opened, octets)
-                opened = octets = 0
-                current, session, pair = spi, None, self._select(spi)
+                current, pair = spi, self._turn_to(spi, session, opened, octets)
+                session, opened, octets = None, 0, 0
             if pair is None:
                 self._take_other(offset, run, datagrams, actions, now)
                 current = -1  # it may have changed what the SPI means
                 continue
             try:
                 if sequence == joiner.expected:
-                    row, length = self._open_row(pair, buffer, slots.part(at, count))
+                    following = Slots(starts[at:], additional[at:], sealed[at:])
+                    row, length = self._open_row(pair, buffer, following)
                 if row:
                     number = at + row
                     sequence += row - 1
@@ -158,13 +164,17 @@ class IPFilter:
                 self.drops[error.reason] += 1
         self._count(session, opened, octets)
 
-    def _select(self, spi: int) -> SAPair | None:
-        """Return the pair of SAs with this SPI. What another one has brought, nothing continues."""
+    def _turn_to(self, spi: int, session: Session | None, opened: int, octets: int) -> SAPair | None:
+        """
+        Return the pair of SAs with this SPI, and count what came under the one before.
+
+        What that has brought, nothing continues.
+        """
+        if opened:
+            self._count(session, opened, octets)
         pair = self._by_spi.get(spi)
-        if pair is not self._growing:
-            if self._growing is not None:
-                self._flush()
-            self._growing = pair
+        if pair is not self._growing is not None:
+            self._flush()
         return pair
 
     def _hear(self, pair: SAPair, actions: list[Action], now: float) -> Session:
@@ -247,26 +257,36 @@ class IPFilter:
         if next_header == _DUMMY:
             actions += self._answer(pair)
             return 0
-        if next_header != _TRAIN:
-            self._admit(session, pair, plaintext, length)
-            return length
+        if next_header == _TRAIN:
+            return self._begin_train(session, pair, sequence, plaintext, length, self._spare + offset)
+        version_header, source, destination = addresses(memoryview(plaintext)[:length])
+        partial = next_header == _PARTIAL and pair.partial_checksums
+        if next_header != version_header and not partial:
+            raise RemoteError(DropReason.MALFORMED_PACKET)
+        self._gatekeeper.admits(session, source, destination)
+        if self._growing is not None:
+            self._flush()
+        if partial:
+            self._growing = pair
+            self._coalescer.start(plaintext, length)
+        else:
+            self._packets.append(COMPLETE + plaintext[:length])
+        return length
+
+    def _begin_train(
+        self, session: Session, pair: SAPair, sequence: int, plaintext: bytes, length: int, latest: int
+    ) -> int:
+        """
+        As `_begin`, with a packet of a train. It is written at `latest` at most: what is still to be opened
+        takes no more room than its datagrams do.
+        """
         if not pair.trains:
             raise RemoteError(DropReason.MALFORMED_PACKET)
         train = self._joiner.train_of(plaintext, length)
         self._gatekeeper.admits(session, *train.addresses)
         self._coalescer.flush()
-        # What is still to be opened takes no more room than its datagrams do.
-        return self._joiner.start(train, sequence, plaintext, self._spare + offset)
-
-    def _admit(self, session: Session, pair: SAPair, plaintext: bytes, length: int) -> None:
-        """Add a packet that is whole. Raises `RemoteError`."""
-        version_header, source, destination = addresses(memoryview(plaintext)[:length])
-        partial = plaintext[-1] == _PARTIAL and pair.partial_checksums
-        if plaintext[-1] != version_header and not partial:
-            raise RemoteError(DropReason.MALFORMED_PACKET)
-        self._gatekeeper.admits(session, source, destination)
-        self._joiner.close()
-        (self._coalescer.start if partial else self._coalescer.put)(plaintext, length)
+        self._growing = pair
+        return self._joiner.start(train, sequence, plaintext, latest)
 
     def _answer(self, pair: SAPair) -> list[Action]:
         """

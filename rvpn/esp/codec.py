@@ -49,6 +49,10 @@ TRAILERS: dict[int, tuple[bytes, ...]] = {
 }
 
 
+#: What `Slots` are, without the names.
+Columns = tuple[list[int], list[memoryview], list[memoryview]]
+
+
 class Slots(NamedTuple):
     """
     The bytes of ESP packets in a batch's buffer: where each starts, those authenticated as additional data,
@@ -68,10 +72,6 @@ class Slots(NamedTuple):
         self.additional.append(view[start : start + AAD_SIZE])
         self.sealed.append(view[start + HEADER.size : end])
         return self
-
-    def part(self, begin: int, end: int) -> "Slots":
-        """Return some of the slots, in lists of their own."""
-        return Slots(self.starts[begin:end], self.additional[begin:end], self.sealed[begin:end])
 
 
 class KeptSlots:

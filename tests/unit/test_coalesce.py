@@ -11,7 +11,7 @@ from rvpn.coalesce import MOST_DATAGRAMS, Coalescer
 from rvpn.constants import VNET_HEADER
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import PacketBatch
-from rvpn.offload import COMPLETE, GSO_NONE, NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, transport
+from rvpn.offload import GSO_NONE, NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, transport
 from tests.unit.inner_packets import packet, partial, vnet
 
 BOTH = frozenset((TCP, UDP))
@@ -201,20 +201,6 @@ class EndTests(SynchronousTestCase):
 
 class CompleteTests(SynchronousTestCase):
     """Packets whose checksum nobody has verified."""
-
-    def test_untouched(self) -> None:
-        """They are written as they are, in their place, and continue nothing, nor does anything them."""
-        wrong = packet(4, TCP, bytes(100), seq=200, flags="A", ack=5, id=2)[:-1] + b"x"
-        batch, coalescer = PacketBatch(4096), Coalescer(BOTH)
-        coalescer.packets = batch
-        for data in (tcp(0), tcp(100)):
-            if not coalescer.take(data, len(data)):
-                coalescer.start(data, len(data))
-        coalescer.put(wrong + BEHIND, len(wrong))
-        self.assertFalse(coalescer.take(tcp(300), 140))
-        coalescer.flush()
-        written = [bytes(batch.view[start:end]) for start, end in batch.spans]
-        self.assertEqual((len(written), written[1]), (2, COMPLETE + wrong))
 
     def test_no_transport(self) -> None:
         """A partial checksum of anything but a whole TCP or UDP packet is malformed."""

@@ -18,7 +18,7 @@ from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import SHORTEST, sealed_size
 from rvpn.interfaces import Action, DatagramBatch, Deliver, Endpoint, PacketBatch, Path, Run, Send
 from rvpn.node import TunnelEnd
-from rvpn.offload import COMPLETE, TCP, UDP, VnetHeader
+from rvpn.offload import COMPLETE, GSO_NONE, NEEDS_CSUM, TCP, UDP, VnetHeader
 from rvpn.packet import addresses, inspect
 from rvpn.session_control import CONTROL_SIZE
 from rvpn.sessions import Session
@@ -343,6 +343,21 @@ class InboundTests(DataPathTestCase):
         )
         self.assertEqual(self.drops(self.gateway), {DropReason.REPLAYED: 5})
         self.assertEqual(self.open(self.gateway, run), [])
+
+    def test_complete(self) -> None:
+        """A packet whose checksum nobody verified is written as it is, in its place; nothing continues it."""
+        segments = [packet(TCP, 100, seq=100 * number, flags="A", ack=5, id=number) for number in range(4)]
+        wrong = segments[2][:-1] + b"x"
+        header = VnetHeader(NEEDS_CSUM, GSO_NONE, 0, 0, 20, 16).encode()
+        sealed = self.seal(
+            self.client,
+            *(header + partial(each) for each in segments[:2]),
+            COMPLETE + wrong,
+            header + partial(segments[3]),
+        )[1]
+        written = self.open(self.gateway, sealed)
+        self.assertEqual(self.lengths(written), [200, 100, 100])
+        self.assertEqual(written[1], COMPLETE + wrong)
 
     def test_reordered(self) -> None:
         """A run in another order loses nothing."""
