@@ -25,8 +25,10 @@ from rvpn.packet import checksum, inspect
 
 #: Flags: the checksum is partial; it is complete and was found right.
 NEEDS_CSUM, DATA_VALID = 1, 2
-#: Types of super-packets, and the flag for one of TCP whose first segment has CWR.
+#: Types of super-packets, 0 for none, and the flag for one of TCP whose first segment has CWR; and where the
+#: type stands.
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_ECN = 0, 1, 4, 5, 0x80
+GSO_TYPE = 1
 
 TCP, UDP = 6, 17
 #: Where the checksum stands in a TCP and a UDP header.
@@ -35,8 +37,8 @@ CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
 FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
 FLAGS = 13
 
-#: Bytes that a segment may have beside its payload: ESP, and ample headers.
-_EXTRA = 256
+#: Bytes that a packet may take beside what it has, or a segment beside its payload: ESP, and ample headers.
+EXTRA = 256
 _VNET = Struct("<BBHHHH")
 _SHORT = Struct("!H")
 _TCP_HEADER = 20
@@ -75,16 +77,9 @@ COMPLETE = bytes(VNET_HEADER)
 
 
 def room_for(packet: memoryview) -> int:
-    """
-    Return how many bytes a packet, virtio_net_hdr first, takes at most once cut and sealed.
-
-    Raises `RemoteError` if it has no such header.
-    """
-    length = len(packet)
-    if length < VNET_HEADER:
-        raise RemoteError(DropReason.MALFORMED_PACKET, f"{length} bytes with their virtio_net_hdr")
-    _, gso_type, _, gso_size, _, _ = read_header(packet)
-    return length + _EXTRA * (1 + length // (gso_size or 1) if gso_type else 1)
+    """Return how many bytes a super-packet, virtio_net_hdr first, takes at most once cut and sealed."""
+    length, gso_size = len(packet), read_header(packet)[3]
+    return length + EXTRA * (1 + length // (gso_size or 1))
 
 
 class Transport(NamedTuple):

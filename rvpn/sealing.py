@@ -27,9 +27,12 @@ from rvpn.constants import (
 )
 from rvpn.errors import DropReason, RemoteError, SAExhausted
 from rvpn.esp.codec import OVERHEAD, TRAILERS, KeptSlots, Slots
+from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path, Run, Send
 from rvpn.offload import (
     CHECKSUM_OFFSET,
+    EXTRA,
+    GSO_TYPE,
     NEEDS_CSUM,
     UDP,
     Segmentation,
@@ -99,7 +102,7 @@ class Sealer:
         for start, end in packets.spans[begun:]:
             packet = packets.view[start:end]
             try:
-                room -= room_for(packet)
+                room -= room_for(packet) if packet[GSO_TYPE] else end - start + EXTRA
                 if room < 0:
                     if packets.taken > begun:
                         break
@@ -227,26 +230,47 @@ class Sealer:
             return ()
         octets, (session, pair) = self._octets, chosen
         self._forget()
-        if session.sending is not pair:
-            self._drops[DropReason.NO_SESSION] += len(plaintexts)
-            return ()
         count = len(plaintexts)
+        if session.sending is not pair:
+            self._drops[DropReason.NO_SESSION] += count
+            return ()
         try:
-            numbers = pair.outbound.spend(count)
+            if count == 1:
+                self._seal_one(session.path, pair.outbound, plaintexts[0])
+            else:
+                self._seal_run(session.path, pair.outbound, plaintexts)
         except SAExhausted as error:
+            self._drops[DropReason.NO_SESSION] += count
             return self._router.fail(session, str(error), now)
-        done = 0
-        while done < count:
-            slots = self._place(session.path, count - done, len(plaintexts[done]), len(plaintexts[-1]))
-            end = done + len(slots.starts)
-            pair.outbound.seal_run(numbers[done:end], plaintexts[done:end], self._datagrams.buffer, slots)
-            done = end
         session.packets_out += count
         session.bytes_out += octets
         return ()
 
     def _forget(self) -> None:
         self._gathered, self._for, self._size, self._octets, self._before = [], None, 0, 0, None
+
+    def _seal_one(self, path: Path, outbound: OutboundSA, plaintext: bytes) -> None:
+        """Seal a packet alone: what is for runs would take it longer than the cipher does."""
+        datagrams = self._datagrams
+        start = datagrams.length
+        end = start + len(plaintext) + OVERHEAD
+        outbound.seal_one(plaintext, datagrams.view[start:end])
+        run = datagrams.runs[-1] if datagrams.runs else None
+        if run is not None and run.path is path and _room(run, end - start, 1):
+            run.end = end
+        else:
+            datagrams.runs.append(Run(path, start, end, end - start))
+        datagrams.length = end
+
+    def _seal_run(self, path: Path, outbound: OutboundSA, plaintexts: list[bytes]) -> None:
+        """Seal packets of one length; the last one may be shorter."""
+        count, done = len(plaintexts), 0
+        numbers = outbound.spend(count)
+        while done < count:
+            slots = self._place(path, count - done, len(plaintexts[done]), len(plaintexts[-1]))
+            end = done + len(slots.starts)
+            outbound.seal_run(numbers[done:end], plaintexts[done:end], self._datagrams.buffer, slots)
+            done = end
 
     def _place(self, path: Path, count: int, size: int, last: int) -> Slots:
         """

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidTag
 
 from rvpn.constants import HARD_LIMIT_PACKETS, TransformID
 from rvpn.errors import DropReason, RemoteError, SAExhausted
-from rvpn.esp.codec import HEADER, OVERHEAD, TRAILERS, Slots, length_of
+from rvpn.esp.codec import AAD_SIZE, HEADER, OVERHEAD, TRAILERS, Slots, length_of
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.transforms import SALT_SIZE, cipher
 
@@ -71,7 +71,7 @@ class OutboundSA(_SA):
         """
         sequence = self.packets
         if sequence + count > self._hard_limit:
-            raise SAExhausted(f"SA {self.spi:#010x} has sealed {sequence} packets")
+            raise self._exhausted()
         self.packets += count
         return range(sequence + 1, sequence + count + 1)
 
@@ -92,11 +92,24 @@ class OutboundSA(_SA):
         for _ in map(self._encrypt_into, nonces, plaintexts, additional, sealed):
             pass
 
+    def seal_one(self, plaintext: bytes, slot: memoryview) -> None:
+        """As `spend` and `seal_run`, for a packet alone."""
+        sequence = self.packets + 1
+        if sequence > self._hard_limit:
+            raise self._exhausted()
+        self.packets = sequence
+        HEADER.pack_into(slot, 0, self.spi, sequence, sequence)
+        nonce = _NONCE.pack(self._salt, sequence)
+        self._encrypt_into(nonce, plaintext, slot[:AAD_SIZE], slot[HEADER.size :])
+
+    def _exhausted(self) -> SAExhausted:
+        return SAExhausted(f"SA {self.spi:#010x} has sealed {self.packets} packets")
+
     def seal(self, packet: bytes, next_header: int) -> bytes:
         """Return the ESP packet that carries `packet`; for the few that do not go through a batch."""
         plaintext = packet + TRAILERS[next_header][len(packet) & 3]
         out = bytearray(len(plaintext) + OVERHEAD)
-        self.seal_run(self.spend(1), [plaintext], out, Slots([], [], []).add(memoryview(out), 0, len(out)))
+        self.seal_one(plaintext, memoryview(out))
         return bytes(out)
 
 

@@ -227,11 +227,6 @@ class HostileTests(SynchronousTestCase):
         except RemoteError as error:
             self.assertEqual(error.reason, DropReason.MALFORMED_PACKET)
 
-    def test_short(self) -> None:
-        """What is shorter than a virtio_net_hdr is no packet."""
-        for length in range(VNET_HEADER):
-            self.assertRaises(RemoteError, room_for, memoryview(bytes(length)))
-
     def test_huge_count(self) -> None:
         """A size of one byte makes many segments, whose room is told before any is made."""
         data = partial(packet(4, UDP, bytes(60000)))

@@ -47,6 +47,12 @@ class NonceRecorder:
         self.used: set[tuple[bytes, bytes]] = set()
         self.repeated = 0
 
+    def record(self, key: bytes, iv: bytes | bytearray | memoryview) -> None:
+        """Take note of a packet's IV."""
+        nonce = key, bytes(iv)
+        self.repeated += nonce in self.used
+        self.used.add(nonce)
+
     def sa(self) -> type[OutboundSA]:
         """Return an outbound SA that records."""
         recorder = self
@@ -64,9 +70,11 @@ class NonceRecorder:
                 spent = list(numbers)
                 super().seal_run(spent, plaintexts, buffer, slots)
                 for start in slots.starts[: len(spent)]:
-                    nonce = self.key, bytes(buffer[start + 8 : start + 16])
-                    recorder.repeated += nonce in recorder.used
-                    recorder.used.add(nonce)
+                    recorder.record(self.key, buffer[start + 8 : start + 16])
+
+            def seal_one(self, plaintext: bytes, slot: memoryview) -> None:
+                super().seal_one(plaintext, slot)
+                recorder.record(self.key, slot[8:16])
 
         return RecordingSA
 
