@@ -1,7 +1,13 @@
-"""`rvpn.keyexchange.noise`: published vectors, another implementation as a peer, what forgers can do."""
+"""
+`rvpn.keyexchange.noise`: published vectors, another implementation as the peer, and what forgers can do.
+
+The vectors are cacophony's, in `noise-ik-cacophony.json` under `RVPN_VECTORS` (default: `shared/vectors`
+beside the project).
+"""
 
 import copy
 import json
+import os
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -9,7 +15,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import CookieRequired, DropReason, LocalError, RemoteError
@@ -37,8 +43,7 @@ from tests.unit.keyexchange_ends import (
     stepped,
 )
 
-#: Those of cacophony (public domain) for IK and IKpsk2 with X25519 and ChaChaPoly.
-VECTORS = Path(__file__).parents[1] / "vectors" / "noise-ik-cacophony.json"
+VECTORS = Path(os.environ.get("RVPN_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
 
 #: RFC 7748 section 6.1 asks to refuse these: X25519 gives zero with any scalar.
 LOW_ORDER = (
@@ -53,7 +58,10 @@ class VectorTests(SynchronousTestCase):
 
     def test_cacophony(self) -> None:
         """Both ends write the ciphertexts of the vectors and read the payloads from them."""
-        vectors = json.loads(VECTORS.read_text(encoding="utf-8"))["vectors"]
+        file = VECTORS / "noise-ik-cacophony.json"
+        if not file.exists():
+            raise SkipTest(f"no test vectors: {file} is missing")
+        vectors = json.loads(file.read_text())["vectors"]
         self.assertEqual(len(vectors), 4)
         for vector in vectors:
             self.check(vector)
