@@ -33,7 +33,7 @@ GSO_TYPE = 1
 TCP, UDP = 6, 17
 #: Where the checksum stands in a TCP and a UDP header.
 CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
-#: TCP's flags, in byte `_FLAGS` of its header.
+#: TCP's flags, in byte `FLAGS` of its header.
 FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
 FLAGS = 13
 
