@@ -257,8 +257,9 @@ def main() -> None:
         if not chosen.detached:
             # Nothing is ever written to standard input: it is readable when its writer has died.
             holder.watch(sys.stdin.fileno(), holder.end)
-        wire.say_ready()
-        holder.serve()
+        with suppress(BrokenPipeError):  # whoever started it died before it was ready
+            wire.say_ready()
+            holder.serve()
     if chosen.temporary:
         # Its owner may have died without a chance to do it.
         holder.kill_all()

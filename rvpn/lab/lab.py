@@ -51,7 +51,7 @@ class Lab:
         """
         Build the network; its files are in a new temporary directory unless one is given.
 
-        Raises `LocalError` with what the machine lacks, or what went wrong.
+        Raises `LocalError` with what the machine lacks, or what went wrong; then the directory is removed.
         """
         topology = topology or Topology()
         if absent := requirements.missing():
@@ -61,8 +61,7 @@ class Lab:
         try:
             parent = _start_holder(topology, directory, detached, temporary)
         except BaseException:
-            if temporary:
-                shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
             raise
         return cls(topology, directory, None if detached else parent, temporary)
 

@@ -135,6 +135,23 @@ class LifeTests(LabTestCase):
         self.assertGone()
         self.assertFalse(directory.exists())
 
+    def test_owner_killed_early(self) -> None:
+        """A laboratory whose owner died before it was ready removes its directory."""
+        directory = Path(tempfile.mkdtemp(prefix="rvpn-lab-"))
+        readable, writable = os.pipe()
+        os.close(readable)
+        argv = [*requirements.unshare_command(), sys.executable, "-m", "rvpn.lab.holder", str(directory)]
+        subprocess.run(
+            [*argv, "4", "1", "1", "--temporary"],
+            input=b"",
+            stdout=writable,
+            stderr=subprocess.DEVNULL,
+            timeout=PATIENCE,
+            check=False,
+        )
+        os.close(writable)
+        self.assertFalse(directory.exists())
+
     def test_interrupted(self) -> None:
         """Ctrl-C at the process that owns it ends everything and removes the directory."""
         owner, directory = self.start_owner()
@@ -148,8 +165,12 @@ class LifeTests(LabTestCase):
         """A holder that fails is reported with its last words, and leaves nothing."""
         before = set(Path(tempfile.gettempdir()).glob("rvpn-lab-*"))
         self.patch(requirements, "unshare_command", lambda: ("sh", "-c", "echo no luck today >&2; exit 1"))
-        with self.assertRaisesRegex(LocalError, "no luck today"):
-            Lab.start()
+        given = Path(self.mktemp())
+        given.mkdir()
+        for directory in None, given:
+            with self.assertRaisesRegex(LocalError, "no luck today"):
+                Lab.start(directory=directory)
+        self.assertFalse(given.exists())
         self.assertEqual(set(Path(tempfile.gettempdir()).glob("rvpn-lab-*")), before)
 
 
