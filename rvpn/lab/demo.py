@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rvpn.constants import Mechanism, Role
@@ -61,6 +62,7 @@ def demonstrate(family: int, keep: bool, report: Path, mechanism: Mechanism = Me
     With `keep` the laboratory stays, as after `rvpn lab up`. Raises `LocalError` with what went wrong.
     """
     begun = time.monotonic()
+    _check_place(report)
     say(f"The patent's Fig. 2: a client, three gateways, three targets. IPv{family} outside, both inside.")
     say("- building the network")
     topology = Topology(family, proxy_arp=True)
@@ -113,6 +115,15 @@ def _let_fail(lab: Lab) -> Story:
     failures = story.tell(lab, told)
     say("\nThe client's own journal:\n\n" + table(journal(failures)))
     return failures
+
+
+def _check_place(report: Path) -> None:
+    """Raise `LocalError` now, and not after the demonstration, if no file can be written there."""
+    try:
+        with report.open("a") if report.exists() else TemporaryFile(dir=report.absolute().parent):
+            pass
+    except OSError as error:
+        raise LocalError(f"{report}: cannot write the report: {error.strerror}") from None
 
 
 def _write(report: Path, text: str) -> None:

@@ -6,9 +6,9 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 
+from rvpn.arguments import number, whole_number
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import CONFIRM_TIME, HeartbeatMode, Mechanism
-from rvpn.errors import LocalError
 from rvpn.lab import economy
 from rvpn.lab.economy import Count
 from rvpn.lab.records import spread
@@ -27,6 +27,7 @@ from rvpn.lab.series import (
 from rvpn.lab.trials import Bench
 
 ALL, AUTO = "all", "auto"
+_MOST_TRIALS, _LONGEST = 10_000, 3600.0
 
 
 def register(parsers: Subparsers) -> None:
@@ -40,7 +41,11 @@ def register(parsers: Subparsers) -> None:
         "the modes promise.",
     )
     heartbeats.add_argument(
-        "--seconds", type=float, default=60.0, metavar="S", help="for each of the three (default: 60)"
+        "--seconds",
+        type=number(1, _LONGEST),
+        default=60.0,
+        metavar="S",
+        help="for each of the three (default: 60)",
     )
     heartbeats.add_argument("--json", action="store_true", help="print one JSON object")
     heartbeats.set_defaults(run=_heartbeats)
@@ -58,9 +63,19 @@ def _register_failover(parsers: Subparsers) -> None:
         "wrong; after draining, also no packet may be missing.",
     )
     failover.add_argument("--fault", choices=(*FAULTS, ALL), default="kill", help="default: kill")
-    failover.add_argument("--trials", type=int, default=5, metavar="N", help="of each fault (default: 5)")
     failover.add_argument(
-        "--standby", type=int, default=1, metavar="K", help="gateways that the client keeps keys with"
+        "--trials",
+        type=whole_number(1, _MOST_TRIALS),
+        default=5,
+        metavar="N",
+        help="of each fault (default: 5)",
+    )
+    failover.add_argument(
+        "--standby",
+        type=whole_number(0, 15),
+        default=1,
+        metavar="K",
+        help="gateways that the client keeps keys with (default: 1)",
     )
     failover.add_argument(
         "--heartbeat", type=_mode, default=HeartbeatMode.INSTANT, metavar="MODE", help="default: INSTANT"
@@ -111,13 +126,11 @@ def _mode(text: str) -> HeartbeatMode:
 
 
 def _time(text: str) -> float | None:
-    """Return seconds, None for `auto`."""
-    return None if text == AUTO else float(text)
+    """Return seconds within the limits of the policy's keys, None for `auto`."""
+    return None if text == AUTO else number(0.001, 3600)(text)
 
 
 def _failover(options: argparse.Namespace) -> int:
-    if options.trials < 1:
-        raise LocalError(f"found {options.trials} trials, expected at least one")
     names = FAULTS if options.fault == ALL else (options.fault,)
     done = []
     for name in names:

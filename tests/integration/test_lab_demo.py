@@ -61,6 +61,16 @@ class DemoTests(LabTestCase):
         self.assertRegex(line, r"^(✗|FAILED) .*; found [0-9,]+ ESP$")
         self.assertIn("session with gateway", out.getvalue(), "the end of a log")
 
+    def test_no_place_for_the_report(self) -> None:
+        """Where no report can be written that is said before anything is built."""
+        self.patch(sys, "stdout", out := io.StringIO())
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        for place in directory, directory / "missing" / "report":
+            with self.assertRaisesRegex(LocalError, "cannot write the report"):
+                demo.demonstrate(4, keep=False, report=place)
+        self.assertEqual(out.getvalue(), "")
+
     def test_failed_service(self) -> None:
         """A service that does not start is named, with the end of its log."""
         configure = services.configure

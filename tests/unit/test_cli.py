@@ -113,6 +113,10 @@ class ArgumentTests(SynchronousTestCase):
             (("up", "--gateways", "0"), "found '0', expected a number from 1 to 20"),
             (("impair", "--loss", "200"), "found '200', expected a number from 0 to 100"),
             (("impair", "--delay", "nan"), "found 'nan', expected a number of at least 0"),
+            (("heartbeats", "--seconds", "-3"), "found '-3', expected a number from 1 to 3600"),
+            (("failover", "--trials", "0"), "found '0', expected a number from 1 to 10000"),
+            (("failover", "--standby", "16"), "found '16', expected a number from 0 to 15"),
+            (("failover", "--response", "nan"), "found 'nan', expected a number from 0.001 to 3600"),
         ):
             outcome = rvpn("lab", *arguments)
             self.assertEqual((outcome.code, outcome.out), (2, ""))
