@@ -16,9 +16,21 @@ from ipaddress import ip_address
 
 import pyperf
 
-from rvpn.client import Client
-from rvpn.coalesce import Coalescer
+from rvpn.client.node import Client
 from rvpn.constants import BATCH_CAPACITY, Mechanism, NextHeader, TransformID
+from rvpn.datapath.coalesce import Coalescer
+from rvpn.datapath.offload import (
+    CHECKSUM_OFFSET,
+    GSO_TCPV4,
+    NEEDS_CSUM,
+    TCP,
+    UDP,
+    Segmentation,
+    VnetHeader,
+    transport,
+)
+from rvpn.datapath.packet import checksum
+from rvpn.datapath.trains import Train
 from rvpn.esp.codec import HEADER, TRAILERS, KeptSlots, sealed_size
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.sa import InboundSA, OutboundSA
@@ -34,11 +46,8 @@ from rvpn.interfaces import (
     PeerIdentity,
 )
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.offload import CHECKSUM_OFFSET, GSO_TCPV4, NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, transport
-from rvpn.packet import checksum
 from rvpn.policy.model import Cluster, Policy, Tunnel
-from rvpn.sessions import SAPair, Session
-from rvpn.trains import Train
+from rvpn.session.sessions import SAPair, Session
 
 SEGMENTS, SIZE, SMALL = 44, 1394, 64
 HERE, THERE = ip_address("10.99.0.1"), ip_address("10.0.0.1")

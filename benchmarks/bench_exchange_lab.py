@@ -2,7 +2,7 @@
 Key exchange with a real gateway in the lab: the time and the CPU that one takes, and how many there can be.
 
     this process: the lab, a gateway that accepts CLIENTS clients, and this file again in the client's node
-        -> each of the clients (`rvpn.client`, with a socket each) exchanges keys once
+        -> each of the clients (`rvpn.client.node`, with a socket each) exchanges keys once
         -> EXCHANGES one after another, in one round trip; EXCHANGES with old timestamps, which draw cookies
            (`tls` always draws one: there it is EXCHANGES once)
         -> IN_FLIGHT at a time, as many as the gateway takes
@@ -30,10 +30,10 @@ from math import inf
 from socket import AF_INET, SOCK_DGRAM, socket
 from statistics import median, quantiles
 
-from rvpn import certificatefiles, keyfile
-from rvpn.client import Client
+from rvpn.client.node import Client
 from rvpn.constants import DEFAULT_PORT, KEY_EXCHANGE_MARKER, Mechanism, Role
 from rvpn.errors import LocalError
+from rvpn.files import certificatefiles, keyfile
 from rvpn.interfaces import Action, DatagramBatch, Endpoint, IPAddress, PacketBatch, Path, PeerIdentity, Send
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import LOAD_RATE

@@ -18,10 +18,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 
-from rvpn import certificatefiles
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism, Role, TransformID
 from rvpn.errors import CookieRequired
+from rvpn.files import certificatefiles
 from rvpn.interfaces import Endpoint, Initiation, Parameters, Path, PeerIdentity, SecurityContext
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest

@@ -34,7 +34,7 @@ class NextHeader(IntEnum):
 
     PARTIAL is IPv4 or IPv6 with a TCP or UDP checksum that the receiver completes; the number is one for
     experiments (RFC 3692), and only those who agreed on it in the key exchange send it. So is that of TRAIN,
-    a segment of a super-packet (rvpn.trains).
+    a segment of a super-packet (rvpn.datapath.trains).
     """
 
     IPV4 = 4
@@ -101,7 +101,7 @@ class LanPresence(Enum):
 RUN_BYTES, RUN_DATAGRAMS = 0xFFFF - 48, 64
 #: Bytes of a batch's buffer: a wake-up's work, and what is added by sealing it.
 BATCH_CAPACITY = 5 << 16
-#: Bytes that a segment of a train has beside its headers and payload (rvpn.trains).
+#: Bytes that a segment of a train has beside its headers and payload (rvpn.datapath.trains).
 TRAIN_FIELDS = 4
 #: Packets that may arrive out of order without being taken for replays (RFC 6479); at least 4096.
 REPLAY_WINDOW = 4096

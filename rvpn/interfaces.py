@@ -261,11 +261,11 @@ class Parameters:
     `lifetime` is in seconds. `inner_addresses` are those the client uses inside the tunnel. `refusal`, from
     the acceptor alone, says that it knows the initiator but takes no session from it, and why (short text).
 
-    From a gateway: `status` is how fit it is (X4, rvpn.session_control.Status), `shortest_defer` its lower
-    limit in seconds for the time between heartbeats (X7), `lost_key_token` what proves that it has lost the
-    keys (X3). `literal_heartbeats` is HeartbeatAuthentication = none, which both must have (DESIGN 6).
+    From a gateway: `status` is how fit it is (X4, rvpn.session.session_control.Status), `shortest_defer` its
+    lower limit in seconds for the time between heartbeats (X7), `lost_key_token` what proves that it has lost
+    the keys (X3). `literal_heartbeats` is HeartbeatAuthentication = none, which both must have (DESIGN 6).
     `partial_checksums` says that this end completes TCP and UDP checksums that are partial, `trains` that it
-    takes TCP super-packets in trains (rvpn.trains).
+    takes TCP super-packets in trains (rvpn.datapath.trains).
     """
 
     spi: int

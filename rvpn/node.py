@@ -7,8 +7,9 @@ What a client and a gateway have in common: the life of a session, from its keys
     a close arrives (the peer leaves) -> ack -> gone
 
 `TunnelEnd` is a calculation: the shell brings packets, datagrams and time, and carries out the actions that
-come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.client` and `rvpn.gateway`; how
-the ends speak with each other beside ESP in `rvpn.control`, how long a peer may stay in `rvpn.validity`.
+come back (`rvpn.interfaces.Node`). What differs between the roles is in `rvpn.client.node` and
+`rvpn.gateway.node`; how the ends speak with each other beside ESP in `rvpn.session.control`, how long a peer
+may stay in `rvpn.session.validity`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,11 @@ from rvpn.constants import (
     OLD_SA_LINGER,
     VNET_HEADER,
 )
-from rvpn.control import Control
+from rvpn.datapath.ipfilter import IPFilter
+from rvpn.datapath.offload import TCP, UDP
+from rvpn.datapath.packet import addresses, too_big, unreachable
+from rvpn.datapath.path_mtu import PathMTU
+from rvpn.datapath.sealing import Sealer
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import (
     Action,
@@ -31,16 +36,12 @@ from rvpn.interfaces import (
     Path,
     RandomSource,
 )
-from rvpn.ipfilter import IPFilter
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.terms import Terms
-from rvpn.offload import TCP, UDP
-from rvpn.packet import addresses, too_big, unreachable
-from rvpn.path_mtu import PathMTU
-from rvpn.sealing import Sealer
-from rvpn.session_control import Kind
-from rvpn.sessions import SAPair, Session, SessionCache
-from rvpn.validity import Validity
+from rvpn.session.control import Control
+from rvpn.session.session_control import Kind
+from rvpn.session.sessions import SAPair, Session, SessionCache
+from rvpn.session.validity import Validity
 
 #: Why a session ends that was not renewed.
 EXPIRED = "its keys expired"
@@ -71,7 +72,7 @@ class TunnelEnd(ABC):
 
     @abstractmethod
     def admits(self, session: Session, source: bytes, destination: bytes) -> None:
-        """See `rvpn.ipfilter.Gatekeeper`."""
+        """See `rvpn.datapath.ipfilter.Gatekeeper`."""
 
     @abstractmethod
     def grants(self, session: Session) -> bool:
@@ -90,24 +91,24 @@ class TunnelEnd(ABC):
 
     @abstractmethod
     def strayed(self, session: Session, path: Path, now: float) -> list[Action]:
-        """See `rvpn.ipfilter.Gatekeeper`."""
+        """See `rvpn.datapath.ipfilter.Gatekeeper`."""
 
     @abstractmethod
     def unknown_spi(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """See `rvpn.ipfilter.Gatekeeper`."""
+        """See `rvpn.datapath.ipfilter.Gatekeeper`."""
 
     @abstractmethod
     def route(self, source: bytes, destination: bytes) -> Session | None:
-        """See `rvpn.sealing.Router`."""
+        """See `rvpn.datapath.sealing.Router`."""
 
     @abstractmethod
     def without_session(
         self, packet: memoryview, source: bytes, destination: bytes, now: float
     ) -> Sequence[Action]:
-        """See `rvpn.sealing.Router`."""
+        """See `rvpn.datapath.sealing.Router`."""
 
     def payload_sent(self, session: Session, now: float) -> Sequence[Action]:
-        """See `rvpn.sealing.Router`."""
+        """See `rvpn.datapath.sealing.Router`."""
         return ()
 
     # --- packets and datagrams (rvpn.interfaces.Node) --------------------------------------------------
@@ -123,7 +124,7 @@ class TunnelEnd(ABC):
         self.filter.coalesce(frozenset(protocol for protocol, cuts in ((TCP, tcp), (UDP, udp)) if cuts))
 
     def control(self, datagram: memoryview, path: Path, now: float) -> list[Action]:
-        """See `rvpn.ipfilter.Gatekeeper`."""
+        """See `rvpn.datapath.ipfilter.Gatekeeper`."""
         return self.session_control.receive(datagram, path, now)
 
     def path_mtu(self, remote: Endpoint, mtu: int, now: float) -> Sequence[Action]:
@@ -137,7 +138,7 @@ class TunnelEnd(ABC):
 
     def too_big(self, packet: memoryview, mtu: int, destination: bytes) -> list[Action]:
         """
-        See `rvpn.sealing.Router`: tell its sender by ICMP.
+        See `rvpn.datapath.sealing.Router`: tell its sender by ICMP.
 
         The error seems to come from the packet's destination: the kernel takes none from one of its own
         addresses.
@@ -239,7 +240,7 @@ class TunnelEnd(ABC):
             self._linger(pair, now)
 
     def left(self, session: Session, now: float) -> list[Action]:
-        """See `rvpn.control.Speaker`."""
+        """See `rvpn.session.control.Speaker`."""
         self._retire(session, now)
         return [ended(session, "the peer closed it"), *self._lost(session, "it has left", now)]
 

@@ -8,10 +8,10 @@ import argparse
 from ipaddress import ip_address
 from pathlib import Path
 
-from rvpn import newfile, policyfile
 from rvpn.cli import passphrase, pki
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import Role
+from rvpn.files import newfile, policyfile
 
 #: What all clients have in common, in the authority's directory.
 TEMPLATE = "client.policy"

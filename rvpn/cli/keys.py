@@ -2,8 +2,8 @@
 
 import argparse
 
-from rvpn import keyfile
 from rvpn.cli.subcommand import Subparsers
+from rvpn.files import keyfile
 
 
 def register(commands: Subparsers) -> None:

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from rvpn.errors import LocalError
-from rvpn.files import mode_of, open_to_others
+from rvpn.files.regular import mode_of, open_to_others
 
 #: Characters. A new passphrase that is shorter is guessed too soon.
 SHORTEST = 8

@@ -185,7 +185,7 @@ Next: rvpn pki gateway NAME ADDRESS, rvpn pki client NAME ADDRESS, or rvpn enrol
 
 
 def _issue(options: argparse.Namespace) -> int:
-    from rvpn import newfile
+    from rvpn.files import newfile
     from rvpn.pki.authority import Authority
 
     certificate, key = (options.out / f"{options.name}.{ending}" for ending in ("pem", "key"))

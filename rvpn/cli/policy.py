@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rvpn import keyfile, policyfile
 from rvpn.cli.report import counted
 from rvpn.cli.subcommand import Subparsers
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.files import keyfile, policyfile
 from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, check
 from rvpn.policy.grammar import read
 
@@ -68,7 +68,7 @@ def _key_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iter
 def _certificate_faults(policy: Policy, filename: str, lines: Mapping[str, int]) -> Iterator[Diagnostic]:
     """Yield an error for each file of certificates that the services refuse, and what they cannot see."""
     # Imported here, so that no other command waits for it.
-    from rvpn import certificatefiles
+    from rvpn.files import certificatefiles
     from rvpn.keyexchange.certificates import addresses
 
     role = Role.CLIENT if policy.tunnels else Role.GATEWAY

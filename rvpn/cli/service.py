@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from rvpn import __version__, keyfile, policyfile
+from rvpn import __version__
 from rvpn.cli import report
 from rvpn.cli.control_socket import ask
 from rvpn.cli.subcommand import Subparsers, complain
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, Role
 from rvpn.errors import LocalError
+from rvpn.files import keyfile, policyfile
 from rvpn.policy import load
 
 #: Seconds that a service may take; reading a policy of thousands of entries is not done in a moment.

@@ -25,7 +25,7 @@ from rvpn.interfaces import (
 )
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.noise import NO_PSK, NoiseAcceptor, NoiseInitiator
-from rvpn.tai64n import tai64n
+from rvpn.keyexchange.tai64n import tai64n
 
 Authorize = Callable[[Initiation], Parameters]
 

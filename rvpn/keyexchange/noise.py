@@ -31,7 +31,7 @@ from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.interfaces import Authentication, Initiation, Parameters, PeerIdentity
 from rvpn.keyexchange import parameters as codec
 from rvpn.keyexchange.context import Context, known
-from rvpn.tai64n import LABEL_SIZE
+from rvpn.keyexchange.tai64n import LABEL_SIZE
 
 PROTOCOL = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2b"
 #: The pre-shared key where the policy sets none.

@@ -27,7 +27,7 @@ from ipaddress import IPv4Address, IPv6Address
 from rvpn.constants import MAX_SPI, MIN_SPI, TransformID
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import IPAddress, Parameters
-from rvpn.session_control import Status
+from rvpn.session.session_control import Status
 
 #: Bytes of encoded parameters that are accepted.
 MAX_PARAMETERS = 1024

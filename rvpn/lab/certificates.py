@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from rvpn import newfile
 from rvpn.constants import Role
+from rvpn.files import newfile
 from rvpn.pki import certificates, keys
 from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.keys import KeyKind

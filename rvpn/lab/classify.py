@@ -17,9 +17,9 @@ from rvpn.constants import (
     NAT_KEEPALIVE,
     UDP_HEADER,
 )
+from rvpn.datapath.packet import inspect
 from rvpn.errors import RemoteError
 from rvpn.interfaces import IPAddress
-from rvpn.packet import inspect
 
 _ETHERNET_HEADER = 14
 #: Long enough for every header that is looked at.

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 from struct import Struct
 from typing import NamedTuple
 
+from rvpn.datapath.packet import checksum
 from rvpn.interfaces import IPAddress
-from rvpn.packet import checksum
 
 #: ICMP echo: type, code, checksum, identifier, sequence (RFC 792, RFC 4443).
 _ECHO = Struct("!BBHHH")

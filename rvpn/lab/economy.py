@@ -15,6 +15,7 @@ from enum import Enum, unique
 from pathlib import Path
 
 from rvpn.constants import HeartbeatMode, Role
+from rvpn.datapath.packet import addresses
 from rvpn.interfaces import IPAddress
 from rvpn.lab import services
 from rvpn.lab.capture import OUTSIDE_LINK, Capture
@@ -23,7 +24,6 @@ from rvpn.lab.lab import Lab
 from rvpn.lab.pcap import frames
 from rvpn.lab.series import Terms
 from rvpn.lab.topology import Topology
-from rvpn.packet import addresses
 
 #: Seconds between two packets of a busy client.
 INTERVAL = 0.05

@@ -15,7 +15,7 @@ from itertools import chain
 from random import Random
 from struct import Struct
 
-from rvpn.packet import checksum
+from rvpn.datapath.packet import checksum
 
 _WORD = Struct("!H")
 _UDP, _TCP, _ICMP, _ICMPV6, _FRAGMENT = 17, 6, 1, 58, 44

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rvpn import keyfile
 from rvpn.cli.control_socket import ask
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
+from rvpn.files import keyfile
 from rvpn.lab import certificates
 from rvpn.lab.lab import Lab, tail
 from rvpn.lab.topology import LAN, LAN_NETWORKS

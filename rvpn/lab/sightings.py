@@ -21,7 +21,7 @@ from rvpn.constants import CONTROL_SPI, UDP_HEADER
 from rvpn.lab import wire
 from rvpn.lab.records import Sighting, pack
 from rvpn.net import bpf
-from rvpn.session_control import Kind
+from rvpn.session.session_control import Kind
 
 #: What a sighting has for the kind of a key exchange's datagram; the others are those of session control.
 KEY_EXCHANGE = 0

@@ -51,10 +51,10 @@ from twisted.logger import Logger
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.files.state import StateDirectory
 from rvpn.interfaces import IPAddress
 from rvpn.net.changes import PROC_SYS, Change, Sysctl, apply, decode, encode, read_sysctl, undo, write_sysctl
 from rvpn.net.netlink import Netlink, Route, Rule
-from rvpn.state import StateDirectory
 
 #: SO_MARK of the node's UDP sockets: "rv".
 OUTER_MARK = 0x7276

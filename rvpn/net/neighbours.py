@@ -29,7 +29,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from rvpn.address_resolution import (
+from rvpn.errors import DropReason, LocalError, RemoteError
+from rvpn.gateway.address_resolution import (
     ADVERTISEMENT,
     ETHERTYPE_ARP,
     ETHERTYPE_IPV6,
@@ -41,7 +42,6 @@ from rvpn.address_resolution import (
     read,
     solicited_node,
 )
-from rvpn.errors import DropReason, LocalError, RemoteError
 from rvpn.interfaces import IPAddress
 from rvpn.net import bpf
 

@@ -27,8 +27,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from rvpn.datapath.packet import checksum
 from rvpn.interfaces import IPAddress
-from rvpn.packet import checksum
 
 READS_PER_WAKEUP = 16
 

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from rvpn.constants import AUTHORITY_LIFETIME, NODE_LIFETIME, Role
 from rvpn.errors import LocalError
-from rvpn.files import open_to_others
+from rvpn.files.regular import open_to_others
+from rvpn.files.state import StateDirectory
 from rvpn.keyexchange.certificates import MAX_ADDRESSES, UNREADABLE, is_address
 from rvpn.keyexchange.revocation import is_signed_by
 from rvpn.pki import certificates, keys
@@ -32,7 +33,6 @@ from rvpn.pki.certificates import BACKDATED, Issuer, Validity
 from rvpn.pki.index import Entry, read, write
 from rvpn.pki.keys import KeyKind
 from rvpn.pki.names import checked_alternatives, checked_name
-from rvpn.state import StateDirectory
 
 CERTIFICATE, KEY, REVOCATIONS, INDEX = "ca.pem", "ca.key", "crl.pem", "index.csv"
 

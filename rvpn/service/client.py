@@ -4,9 +4,10 @@ import time
 from contextlib import ExitStack
 from typing import NoReturn
 
-from rvpn.client import Client
+from rvpn.client.node import Client
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.files.state import StateDirectory
 from rvpn.interfaces import Event, IPAddress
 from rvpn.net.clock import SleepWatch
 from rvpn.net.host import OUTER_MARK
@@ -16,7 +17,6 @@ from rvpn.policy.auto import resolve_auto
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command
 from rvpn.service.tunnel import TunnelService
-from rvpn.state import StateDirectory
 
 #: The file in the state directory that holds the highest ownership generation used (DESIGN 6).
 _GENERATION = "generation"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from rvpn import keyfile, policyfile
 from rvpn.constants import DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIRECTORY, Role
+from rvpn.files import keyfile, policyfile
 from rvpn.keyexchange.credentials import Authenticator, Credentials
 from rvpn.policy import Diagnostic, Policy, PolicyError, Severity, grammar
 from rvpn.policy.lint import missing_identities
@@ -80,7 +80,7 @@ def read_certificates(policy: Policy, place: Path, role: Role) -> Authenticator 
     if policy.certificate is None:
         return None
     # Imported here, so that a node without certificates is spared the memory.
-    from rvpn import certificatefiles
+    from rvpn.files import certificatefiles
 
     return certificatefiles.load(policy, place, role)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from rvpn.constants import LanPresence, Role
 from rvpn.errors import LocalError
-from rvpn.gateway import Gateway
+from rvpn.files.state import StateDirectory
+from rvpn.gateway.lanwatch import LanWatch
+from rvpn.gateway.node import Gateway
 from rvpn.interfaces import Action, Announce, IPAddress, IPNetwork, Probe
-from rvpn.lanwatch import LanWatch
-from rvpn.lost_keys import LostKeys
 from rvpn.net.clock import SleepWatch, StallWatch
 from rvpn.net.host import OUTER_MARK
 from rvpn.net.neighbours import NeighbourPort
@@ -23,7 +23,7 @@ from rvpn.policy import Policy
 from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command
 from rvpn.service.tunnel import TunnelService
-from rvpn.state import StateDirectory
+from rvpn.session.lost_keys import LostKeys
 
 #: The file in the state directory that holds the secret of lost-key tokens and the number of the last start
 #: (X3).

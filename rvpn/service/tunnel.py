@@ -29,11 +29,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from rvpn import __version__
-from rvpn.client import Client
+from rvpn.client.node import Client
 from rvpn.constants import BATCH_CAPACITY, LINK_MTU, MIN_TUNNEL_MTU, Role
 from rvpn.errors import DropReason, LocalError
 from rvpn.esp.codec import inner_mtu
-from rvpn.gateway import Gateway
+from rvpn.files.state import StateDirectory
+from rvpn.gateway.node import Gateway
 from rvpn.interfaces import Action, DatagramBatch, Deliver, Endpoint, Event, PacketBatch, Send
 from rvpn.net import alarm
 from rvpn.net.host import OUTER_MARK, HostChanges
@@ -50,7 +51,6 @@ from rvpn.service.configuration import Configuration
 from rvpn.service.control import Command, ControlServer
 from rvpn.service.protocols import TunnelProtocol
 from rvpn.service.transforms import fastest_first
-from rvpn.state import StateDirectory
 
 NodeT = TypeVar("NodeT", Client, Gateway)
 Ts = TypeVarTuple("Ts")

@@ -15,7 +15,6 @@ from ipaddress import ip_address
 from random import Random
 from typing import Any
 
-from rvpn import session_control
 from rvpn.constants import (
     CONTROL_SPI,
     KEY_EXCHANGE_MARKER,
@@ -33,10 +32,11 @@ from rvpn.keyexchange import parameters as codec
 from rvpn.keyexchange import tokens
 from rvpn.keyexchange.keys import binding
 from rvpn.keyexchange.noise import NoiseAcceptor, NoiseInitiator
-from rvpn.literal_heartbeats import LITERAL_SIZE
-from rvpn.session_control import Kind
-from rvpn.sessions import SAPair
-from rvpn.tai64n import LABEL_SIZE, tai64n
+from rvpn.keyexchange.tai64n import LABEL_SIZE, tai64n
+from rvpn.session import session_control
+from rvpn.session.literal_heartbeats import LITERAL_SIZE
+from rvpn.session.session_control import Kind
+from rvpn.session.sessions import SAPair
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import INNER_6, THERE, THERE_6, Scene, inner_packets, ipv4, ipv6, is_control
 from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, identity

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
 from rvpn.keyexchange import tokens
-from rvpn.literal_heartbeats import LITERAL_SIZE
-from rvpn.lost_keys import NOTICE_SIZE
+from rvpn.session.literal_heartbeats import LITERAL_SIZE
+from rvpn.session.lost_keys import NOTICE_SIZE
 
 #: Bytes of parameters that fit one key exchange datagram beside keys, tags and timestamp.
 MAX_PAYLOAD = 1070
@@ -47,7 +47,8 @@ class Field(NamedTuple):
 FIELDS: dict[Family, tuple[Field, ...]] = {
     # SPI, sequence number, IV, what is encrypted, ICV (RFC 4303).
     Family.ESP: (Field(0, 4), Field(4, 4), Field(8, 8), Field(16, 4), Field(-18, 1), Field(-16, 8)),
-    # SPI, kind, status, reserved, session, sequence, in reply to, generation, tag (rvpn.session_control).
+    # SPI, kind, status, reserved, session, sequence, in reply to, generation, tag
+    # (rvpn.session.session_control).
     Family.CONTROL: (
         *(Field(0, 4), Field(4, 1), Field(5, 1), Field(6, 2), Field(8, 4), Field(12, 8)),
         *(Field(20, 8), Field(28, 12), Field(40, 16)),
@@ -60,7 +61,7 @@ FIELDS: dict[Family, tuple[Field, ...]] = {
     ),
     # SPI and random bytes (DESIGN 6).
     Family.LITERAL: (Field(0, 4), Field(4, 1), Field(4, 16)),
-    # SPI, zero, the SPI that is unknown, token (rvpn.lost_keys).
+    # SPI, zero, the SPI that is unknown, token (rvpn.session.lost_keys).
     Family.LOST_KEYS: (Field(0, 4), Field(4, 4), Field(8, 4), Field(12, 16)),
 }
 # Version and header length, total length, flags and offset, protocol, addresses, and what follows them.

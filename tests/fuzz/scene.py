@@ -14,20 +14,20 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 from unittest import TestCase
 
-from rvpn.acceptances import Acceptances
-from rvpn.client import Client
+from rvpn.client.node import Client
 from rvpn.constants import KEY_EXCHANGE_MARKER, Mechanism
-from rvpn.gateway import Gateway
-from rvpn.initiations import Initiations
+from rvpn.datapath.packet import addresses
+from rvpn.gateway.node import Gateway
 from rvpn.interfaces import Action, Endpoint, IPAddress, PacketBatch, Path, Send
 from rvpn.keyexchange import tokens
+from rvpn.keyexchange.acceptances import Acceptances
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.literal_heartbeats import LITERAL_SIZE
-from rvpn.packet import addresses
+from rvpn.keyexchange.initiations import Initiations
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Tunnel
-from rvpn.session_control import CONTROL_SIZE, ControlPacket, Kind, Status, encode
-from rvpn.sessions import SAPair
+from rvpn.session.literal_heartbeats import LITERAL_SIZE
+from rvpn.session.session_control import CONTROL_SIZE, ControlPacket, Kind, Status, encode
+from rvpn.session.sessions import SAPair
 from tests.fuzz.mutation import Exchange, Family, Live
 from tests.unit.keyexchange_ends import chatty
 from tests.unit.simulation import CONTROL, DELAY, INNER, TARGET, Host, Network, delivered_in, identity

@@ -12,10 +12,10 @@ from random import Random
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import TRAIN_FIELDS, NextHeader
+from rvpn.datapath.offload import TCP
 from rvpn.esp.codec import TRAILERS, sealed_size
-from rvpn.offload import TCP
-from rvpn.session_control import Kind, Status
-from rvpn.sessions import SAPair
+from rvpn.session.session_control import Kind, Status
+from rvpn.session.sessions import SAPair
 from tests.fuzz.hostile import control, seal, trailed
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import (

@@ -9,14 +9,14 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import session_control
 from rvpn.constants import TransformID
+from rvpn.datapath.packet import inspect, too_big, unreachable
 from rvpn.errors import RemoteError
 from rvpn.esp.codec import length_of
 from rvpn.interfaces import Parameters
 from rvpn.keyexchange import parameters, tokens
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME
-from rvpn.packet import inspect, too_big, unreachable
+from rvpn.session import session_control
 from tests.fuzz.mutation import Exchange, Family, Live, Mutator
 from tests.fuzz.scene import GROWTH, INNER_6, Memory, Scene, inner_packets, record, report
 from tests.unit.keyexchange_ends import EXCHANGE_ID, PATH, Network, chatty

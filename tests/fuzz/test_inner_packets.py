@@ -10,13 +10,13 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.client import _REMEMBERED_LOOKUPS
+from rvpn.client.node import _REMEMBERED_LOOKUPS
 from rvpn.constants import BACKOFF_LAST
+from rvpn.datapath.offload import COMPLETE
+from rvpn.datapath.packet import addresses
 from rvpn.errors import DropReason
-from rvpn.gateway import _REMEMBERED_TARGETS
+from rvpn.gateway.node import _REMEMBERED_TARGETS
 from rvpn.interfaces import Deliver
-from rvpn.offload import COMPLETE
-from rvpn.packet import addresses
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.scene import GROWTH, INNER_6, LAN, Memory, Misbehaviour, Scene, inner_packets, ipv6, report
 from tests.unit.simulation import Host, batch_of

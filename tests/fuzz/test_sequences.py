@@ -12,9 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import BACKOFF_LAST, OLD_SA_LINGER
 from rvpn.errors import DropReason
-from rvpn.gateway import Gateway
+from rvpn.gateway.node import Gateway
 from rvpn.keyexchange.acceptor import HALF_OPEN_TIME
-from rvpn.sessions import SessionCache
+from rvpn.session.sessions import SessionCache
 from tests.fuzz.hostile import KEY, OWN, HostileClient, HostileGateway, Peer
 from tests.fuzz.scene import GROWTH, INNER_6, Memory, Misbehaviour, Scene, check_agenda, report
 from tests.unit.simulation import INNER, Host, perfect

@@ -25,9 +25,10 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from rvpn import cli, keyfile
+from rvpn import cli
 from rvpn.cli.control_socket import ask
 from rvpn.errors import LocalError
+from rvpn.files import keyfile
 from rvpn.lab.namespaces import inside
 from rvpn.lab.traffic import Pinger
 from tests.integration.namespaces import Namespace, NamespaceTestCase, Snapshot, snapshot

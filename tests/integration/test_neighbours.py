@@ -20,8 +20,8 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 
-from rvpn.address_resolution import announcements, solicited_node
 from rvpn.errors import DropReason, LocalError
+from rvpn.gateway.address_resolution import announcements, solicited_node
 from rvpn.interfaces import IPAddress
 from rvpn.lab.namespaces import inside
 from rvpn.net.neighbours import MOST_WAITING, NeighbourPort

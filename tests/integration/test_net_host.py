@@ -13,13 +13,13 @@ from pyroute2 import IPRoute
 
 from rvpn.constants import VNET_HEADER, Role
 from rvpn.errors import LocalError
+from rvpn.files.state import StateDirectory
 from rvpn.interfaces import Endpoint, IPAddress
 from rvpn.lab.namespaces import inside
 from rvpn.net.host import OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink, OuterPath
 from rvpn.net.tun import LARGEST_READ, TunDevice
 from rvpn.net.udpsocket import open_socket
-from rvpn.state import StateDirectory
 from tests.integration.namespaces import Namespace, NamespaceTestCase, Snapshot, snapshot
 
 PORT = 4500
@@ -31,7 +31,7 @@ from rvpn.constants import Role
 from rvpn.net.host import HostChanges
 from rvpn.net.netlink import Netlink
 from rvpn.net.tun import TunDevice
-from rvpn.state import StateDirectory
+from rvpn.files.state import StateDirectory
 
 tun = TunDevice("rvpn0")
 host = HostChanges(StateDirectory(sys.argv[1]), Role.CLIENT, Netlink())

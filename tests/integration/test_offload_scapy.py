@@ -1,7 +1,7 @@
 """
 ESP as it passes on a link after UDP_SEGMENT cut it, opened by another implementation.
 
-    a program -> TUN device: super-packets -> `rvpn.client.Client` -> UDP_SEGMENT -> link -> packet socket
+    a program -> TUN device: super-packets -> `Client` -> UDP_SEGMENT -> link -> packet socket
         -> scapy -> inner packets -> another TUN device -> the program's peer; answers come back as they are
 
 The link's interface is one without checksum offload, so that the kernel cuts the runs before it sends them,
@@ -20,7 +20,6 @@ from twisted.internet import reactor, threads
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from rvpn import sessions
 from rvpn.constants import BATCH_CAPACITY, VNET_HEADER, TransformID
 from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import DatagramBatch, PacketBatch
@@ -30,6 +29,7 @@ from rvpn.net.tun import TunPort
 from rvpn.net.udp import UDPPort, UDPPorts
 from rvpn.net.udpsend import number_of
 from rvpn.net.udpsocket import PathError, open_socket
+from rvpn.session import sessions
 from tests.integration.namespaces import NO_CHECKSUM_OFFLOAD, Namespace, NamespaceTestCase, receive_all
 from tests.unit.simulation import CLIENT_ENDPOINT, INNER, TARGET, Network, udp_packet
 

@@ -11,9 +11,9 @@ from twisted.logger import capturedLogs
 
 from rvpn.agenda import Agenda
 from rvpn.constants import PROBE_TRIES
+from rvpn.gateway.lanwatch import LanWatch
 from rvpn.interfaces import Action, IPAddress, Probe
 from rvpn.lab.namespaces import inside
-from rvpn.lanwatch import LanWatch
 from rvpn.net.alarm import Alarm, now
 from rvpn.net.host import OUTER_MARK
 from rvpn.net.netlink import Netlink, Route, Rule

@@ -10,9 +10,9 @@ import subprocess
 from twisted.internet import reactor
 
 from rvpn import tap
+from rvpn.files.state import StateDirectory
 from rvpn.lab.namespaces import inside
 from rvpn.service.client import ClientService
-from rvpn.state import StateDirectory
 from tests.integration.nodes import PATIENCE, TWISTD, Node, NodesTestCase, wait_until
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
-from rvpn.client import Client
+from rvpn.client.node import Client
 from rvpn.constants import Mechanism, Role
-from rvpn.gateway import Gateway
+from rvpn.gateway.node import Gateway
 from rvpn.interfaces import IPAddress, PeerIdentity
 from rvpn.keyexchange.credentials import Authenticator, Credentials
-from rvpn.lost_keys import LostKeys
+from rvpn.session.lost_keys import LostKeys
 from tests.certificates import Authority, Issued, authenticator
 from tests.unit.simulation import Host, Network
 

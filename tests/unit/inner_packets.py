@@ -4,7 +4,7 @@ import logging
 from struct import pack
 from typing import Any
 
-from rvpn.offload import (
+from rvpn.datapath.offload import (
     CHECKSUM_OFFSET,
     GSO_NONE,
     GSO_TCPV4,

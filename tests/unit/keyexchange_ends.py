@@ -34,8 +34,8 @@ from rvpn.keyexchange import tokens
 from rvpn.keyexchange.acceptor import Acceptor, AcceptRequest, Established, Reply
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.noise import NoiseAcceptor, NoiseInitiator, public_key
+from rvpn.keyexchange.tai64n import tai64n
 from rvpn.keyexchange.tokens import CookieDemand, Envelope, Message
-from rvpn.tai64n import tai64n
 
 PATH = Path(Endpoint(ip_address("192.0.2.1"), 4500))
 EXCHANGE_ID = b"exchange"

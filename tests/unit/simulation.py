@@ -16,9 +16,11 @@ from ipaddress import ip_address, ip_network
 from itertools import count
 from typing import Any, Generic, TypeVar
 
-from rvpn.client import Client
+from rvpn.client.node import Client
 from rvpn.constants import KEY_EXCHANGE_MARKER, VNET_HEADER, Mechanism
-from rvpn.gateway import Gateway
+from rvpn.datapath.offload import COMPLETE
+from rvpn.datapath.packet import checksum
+from rvpn.gateway.node import Gateway
 from rvpn.interfaces import (
     Action,
     Announce,
@@ -34,12 +36,10 @@ from rvpn.interfaces import (
 )
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.keyexchange.noise import public_key
-from rvpn.lost_keys import LostKeys
-from rvpn.offload import COMPLETE
-from rvpn.packet import checksum
 from rvpn.policy.model import Client as PolicyClient
 from rvpn.policy.model import Cluster, Policy, Tunnel
-from rvpn.session_control import CONTROL_SIZE, Kind
+from rvpn.session.lost_keys import LostKeys
+from rvpn.session.session_control import CONTROL_SIZE, Kind
 
 CLIENT_ENDPOINT = Endpoint(ip_address("192.0.2.1"), 4500)
 INNER = ip_address("10.99.0.1")

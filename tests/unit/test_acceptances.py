@@ -5,16 +5,16 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.acceptances import Acceptances
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import Action, Event, Initiation, Parameters, Path, SecurityContext, Send
 from rvpn.keyexchange import tokens
+from rvpn.keyexchange.acceptances import Acceptances
 from rvpn.keyexchange.acceptor import AcceptRequest
 from rvpn.keyexchange.credentials import Authorize
 from rvpn.keyexchange.tokens import CookieDemand, Fragment, Rejection
-from rvpn.sessions import SAPair
+from rvpn.session.sessions import SAPair
 from tests.unit.keyexchange_ends import ANSWER, PATH, first, noise_acceptor, path
 
 

@@ -16,9 +16,9 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.address_resolution import Heard, announcements, answer, group_mac, read, solicited_node
+from rvpn.datapath.packet import checksum
 from rvpn.errors import DropReason, RemoteError
-from rvpn.packet import checksum
+from rvpn.gateway.address_resolution import Heard, announcements, answer, group_mac, read, solicited_node
 
 OUR_MAC, HOST_MAC = "02:00:00:00:00:21", "02:00:00:00:00:01"
 INNER, HOST = "10.99.0.1", "10.0.0.1"

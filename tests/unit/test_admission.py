@@ -6,15 +6,15 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.admission import Admission
-from rvpn.clients import Clients
 from rvpn.constants import Mechanism, TransformID
+from rvpn.gateway.admission import Admission
+from rvpn.gateway.clients import Clients
 from rvpn.interfaces import PeerIdentity
 from rvpn.keyexchange.terms import Terms
-from rvpn.lost_keys import LostKeys
 from rvpn.policy.model import Client, Policy
-from rvpn.session_control import Status
-from rvpn.sessions import SAPair, Session, SessionCache
+from rvpn.session.lost_keys import LostKeys
+from rvpn.session.session_control import Status
+from rvpn.session.sessions import SAPair, Session, SessionCache
 from tests.unit.session_ends import HERE, FakeContext, answer, offer
 
 INNERS = ip_address("10.99.0.1"), ip_address("10.99.0.2")

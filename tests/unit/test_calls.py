@@ -19,9 +19,9 @@ from rvpn.constants import (
     Mechanism,
     NextHeader,
 )
+from rvpn.datapath.packet import inspect
 from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.keyexchange.noise import public_key
-from rvpn.packet import inspect
 from rvpn.policy.model import Client as PolicyClient
 from tests.unit.simulation import (
     BACK,

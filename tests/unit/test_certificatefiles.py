@@ -1,4 +1,4 @@
-"""`rvpn.certificatefiles`: what a policy names of certificates, and all that can be wrong with the files."""
+"""`certificatefiles`: what a policy names of certificates, and all that can be wrong with the files."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import certificatefiles, keyfile
-from rvpn.certificatefiles import FileFault
 from rvpn.cli import policy
 from rvpn.constants import Mechanism, Role
 from rvpn.errors import LocalError
+from rvpn.files import certificatefiles, keyfile
+from rvpn.files.certificatefiles import FileFault
 from rvpn.keyexchange.authenticator import CertificateAuthenticator
 from rvpn.policy import Severity, load
 from rvpn.service import certificates, configuration

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, HeartbeatMode, Mechanism, Role
-from rvpn.gateway import Gateway
+from rvpn.gateway.node import Gateway
 from rvpn.keyexchange.credentials import Authenticator, Credentials
 from rvpn.policy.model import Client as PolicyClient
 from tests.certificates import Authority, Issued, authenticator

@@ -12,10 +12,11 @@ from typing import ClassVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import __version__, keyfile, policyfile
+from rvpn import __version__
 from rvpn.cli import report, service
 from rvpn.errors import LocalError
-from rvpn.journal import Change
+from rvpn.failover.journal import Change
+from rvpn.files import keyfile, policyfile
 from rvpn.lab import holder, impair, sniffer, traffic
 from tests.unit.commands import Outcome, run, rvpn
 

@@ -5,11 +5,11 @@ from ipaddress import ip_address
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.clients import Clients
 from rvpn.constants import Mechanism
+from rvpn.gateway.clients import Clients
 from rvpn.interfaces import PeerIdentity
 from rvpn.policy.model import Client, Policy
-from rvpn.sessions import Session
+from rvpn.session.sessions import Session
 from tests.unit.session_ends import HERE, INNER, PEER, THERE
 
 OTHER = ip_address("10.99.0.2")

@@ -4,14 +4,14 @@ from ipaddress import ip_address
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.cluster import ClusterInUse
 from rvpn.constants import QUEUE_LENGTH, Mechanism
+from rvpn.datapath.waiting import WaitingPackets
+from rvpn.failover.cluster import ClusterInUse
+from rvpn.failover.journal import Change
 from rvpn.interfaces import Endpoint, IPAddress, Path, PeerIdentity
-from rvpn.journal import Change
 from rvpn.policy.model import Cluster
-from rvpn.session_control import Status
-from rvpn.sessions import Session
-from rvpn.waiting import WaitingPackets
+from rvpn.session.session_control import Status
+from rvpn.session.sessions import Session
 
 GATEWAYS = tuple(ip_address(f"198.51.100.{number}") for number in (21, 22, 23))
 #: The KMS's order, which need not be the policy's (R1).

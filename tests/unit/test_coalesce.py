@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.coalesce import MOST_DATAGRAMS, Coalescer
 from rvpn.constants import VNET_HEADER
+from rvpn.datapath.coalesce import MOST_DATAGRAMS, Coalescer
+from rvpn.datapath.offload import GSO_NONE, NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, transport
 from rvpn.errors import DropReason, RemoteError
 from rvpn.interfaces import PacketBatch
-from rvpn.offload import GSO_NONE, NEEDS_CSUM, TCP, UDP, Segmentation, VnetHeader, transport
 from tests.unit.inner_packets import packet, partial, vnet
 
 BOTH = frozenset((TCP, UDP))

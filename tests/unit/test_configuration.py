@@ -5,9 +5,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import keyfile
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.files import keyfile
 from rvpn.policy import PolicyError
 from rvpn.service import configuration
 from rvpn.service.configuration import Configuration

@@ -6,7 +6,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import CONTROL_INTERVAL, CONTROL_REPEATS, HeartbeatMode
-from rvpn.session_control import CONTROL_SIZE, ControlChannel, Kind, Status
+from rvpn.session.session_control import CONTROL_SIZE, ControlChannel, Kind, Status
 from tests.unit.simulation import CONTROL, DELAY, INNER, OUT, Host, Network, perfect
 
 

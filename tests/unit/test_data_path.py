@@ -14,14 +14,14 @@ from rvpn.constants import (
     VNET_HEADER,
     NextHeader,
 )
+from rvpn.datapath.offload import COMPLETE, GSO_NONE, NEEDS_CSUM, TCP, UDP, VnetHeader
+from rvpn.datapath.packet import addresses, inspect
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import SHORTEST, sealed_size
 from rvpn.interfaces import Action, DatagramBatch, Deliver, Endpoint, PacketBatch, Path, Run, Send
 from rvpn.node import TunnelEnd
-from rvpn.offload import COMPLETE, GSO_NONE, NEEDS_CSUM, TCP, UDP, VnetHeader
-from rvpn.packet import addresses, inspect
-from rvpn.session_control import CONTROL_SIZE
-from rvpn.sessions import Session
+from rvpn.session.session_control import CONTROL_SIZE
+from rvpn.session.sessions import Session
 from tests.unit import inner_packets
 from tests.unit.inner_packets import DESTINATION, SOURCE, partial, recomputed, vnet
 from tests.unit.simulation import INNER, TARGET, Host, Network, batch_of, delivered_in

@@ -11,13 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn import __version__
 from rvpn.cli import report
 from rvpn.errors import DropReason
-from rvpn.journal import Change
+from rvpn.failover.journal import Change
 from rvpn.keyexchange import parameters
-from rvpn.lost_keys import NOTICE_SIZE
 from rvpn.policy import Severity, check
 from rvpn.service.client import ClientService, for_gateways
 from rvpn.service.gateway import GatewayService
-from rvpn.session_control import CONTROL_SIZE, Kind, Status
+from rvpn.session.lost_keys import NOTICE_SIZE
+from rvpn.session.session_control import CONTROL_SIZE, Kind, Status
 from tests.unit.commands import rvpn
 from tests.unit.simulation import INNER, TARGET, Network, udp_packet
 
@@ -155,7 +155,7 @@ class SourceTests(SynchronousTestCase):
         """The table of who decides what names modules, classes and methods that exist."""
         for _, deciders in table(section("docs/architecture.md", "How a failover goes"), "question"):
             for name in re.findall(r"`([a-z_]+\.[\w.]+)`", deciders):
-                package = name.startswith("net.")
+                package = (ROOT / "rvpn" / name.split(".")[0]).is_dir()
                 parts = name.split(".")
                 found: Any = import_module("rvpn." + ".".join(parts[: 1 + package]))
                 for part in parts[1 + package :]:

@@ -3,8 +3,8 @@
 from ipaddress import ip_address
 from pathlib import Path
 
-from rvpn import policyfile
 from rvpn.constants import Mechanism, Role
+from rvpn.files import policyfile
 from rvpn.keyexchange.credentials import Credentials
 from rvpn.policy import Policy, PolicyError, load
 from rvpn.service import configuration

@@ -19,11 +19,11 @@ from rvpn.constants import (
     HeartbeatMode,
 )
 from rvpn.errors import DropReason
+from rvpn.failover.seeking import SEEKS
 from rvpn.interfaces import Endpoint, Path, Send
 from rvpn.policy.model import Cluster, Tunnel
-from rvpn.seeking import SEEKS
-from rvpn.session_control import CONTROL_SIZE, Kind, Status
-from rvpn.sessions import Session
+from rvpn.session.session_control import CONTROL_SIZE, Kind, Status
+from rvpn.session.sessions import Session
 from tests.unit.simulation import BACK, CONTROL, DELAY, INNER, OUT, Network, udp_packet
 
 DEFER, RESPONSE = 0.2, 0.1

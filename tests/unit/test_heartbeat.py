@@ -22,8 +22,8 @@ from rvpn.constants import (
     ROUND_TRIP_SAMPLES,
     HeartbeatMode,
 )
-from rvpn.heartbeat import FailureDetector, Timing, Verdict
-from rvpn.round_trip import RoundTrip
+from rvpn.failover.heartbeat import FailureDetector, Timing, Verdict
+from rvpn.failover.round_trip import RoundTrip
 
 START = 100.0
 DEFER, RESPONSE = 0.25, 0.125  # both are exact in binary, so that times can be compared for equality

@@ -21,7 +21,7 @@ from rvpn.constants import (
 )
 from rvpn.interfaces import Endpoint, PeerIdentity
 from rvpn.policy.model import Tunnel
-from rvpn.session_control import Kind
+from rvpn.session.session_control import Kind
 from tests.unit.simulation import (
     BACK,
     DELAY,

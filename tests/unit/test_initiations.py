@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism
 from rvpn.errors import DropReason, LocalError, RemoteError
-from rvpn.initiations import Initiations
 from rvpn.interfaces import Action, Endpoint, Path, SecurityContext, Send
+from rvpn.keyexchange.initiations import Initiations
 from rvpn.keyexchange.initiator import InitiatorExchange
 from rvpn.keyexchange.tokens import Message
 from tests.unit.session_ends import FakeContext, answer, offer
@@ -68,7 +68,7 @@ class FakeExchange(InitiatorExchange):
 
 
 class Owner:
-    """An `rvpn.initiations.Owner` that writes down what it hears, and after a failure acts `instead`."""
+    """An `initiations.Owner` that writes down what it hears, and after a failure acts `instead`."""
 
     def __init__(self) -> None:
         self.unusable = False

@@ -8,8 +8,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, HeartbeatMode
+from rvpn.failover.journal import KEPT, Change, Journal, told
 from rvpn.interfaces import Event, IPAddress
-from rvpn.journal import KEPT, Change, Journal, told
 from rvpn.policy.model import Cluster, Tunnel
 from tests.unit.simulation import DELAY, INNER, OUT, TARGET, Network, udp_packet
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from nacl.public import PrivateKey
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import keyfile
 from rvpn.errors import LocalError
+from rvpn.files import keyfile
 
 
 class KeyFileTests(SynchronousTestCase):

@@ -5,8 +5,8 @@ from random import Random
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from rvpn.failover.kms import KeyManagementService
 from rvpn.interfaces import Action, Event, IPAddress
-from rvpn.kms import KeyManagementService
 from rvpn.policy.model import Cluster
 
 FIRST, SECOND, THIRD = GATEWAYS = tuple(ip_address(f"198.51.100.{number}") for number in (21, 22, 23))

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.keyexchange.tokens import Envelope
 from rvpn.lab.records import Sighting
 from rvpn.lab.sightings import KEY_EXCHANGE, Judgement, judge, read
-from rvpn.session_control import CONTROL_KEY_SIZE, ControlPacket, Kind, encode
+from rvpn.session.session_control import CONTROL_KEY_SIZE, ControlPacket, Kind, encode
 
 CLIENT, GATEWAY = IPv4Address("192.0.2.1"), IPv4Address("198.51.100.21")
 OTHER = int(GATEWAY) + 1

@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.agenda import Agenda
 from rvpn.constants import PROBE_TRIES
+from rvpn.gateway.lanwatch import LanWatch
 from rvpn.interfaces import Action, Event, Probe
-from rvpn.lanwatch import LanWatch
 
 TARGET, OTHER = ip_address("10.0.0.1"), ip_address("fd00::1")
 INTERVAL = 0.25

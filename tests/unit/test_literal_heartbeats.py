@@ -9,9 +9,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import LITERAL_PER_ENDPOINT, HeartbeatMode
 from rvpn.interfaces import Endpoint
-from rvpn.literal_heartbeats import LITERAL_SIZE
 from rvpn.rate import Rate
-from rvpn.session_control import Kind
+from rvpn.session.literal_heartbeats import LITERAL_SIZE
+from rvpn.session.session_control import Kind
 from tests.unit.simulation import CONTROL, DELAY, OUT, STRANGER, TARGET, Host, Network, udp_packet
 
 LITERAL = CONTROL + bytes(range(16))

@@ -7,9 +7,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import CONTROL_SPI, KEY_EXCHANGE_MARKER, NOTICES_PER_SECOND, OLD_SA_LINGER, HeartbeatMode
 from rvpn.interfaces import Endpoint
-from rvpn.lost_keys import NOTICE_SIZE, LostKeys, proves
-from rvpn.session_control import CONTROL_SIZE, Kind
-from rvpn.sessions import SAPair
+from rvpn.session.lost_keys import NOTICE_SIZE, LostKeys, proves
+from rvpn.session.session_control import CONTROL_SIZE, Kind
+from rvpn.session.sessions import SAPair
 from tests.unit.simulation import BACK, CONTROL, DELAY, INNER, OUT, STRANGER, Host, Network
 
 SECRET = bytes(range(32))

@@ -7,12 +7,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import Role
 from rvpn.errors import LocalError
+from rvpn.files.state import StateDirectory
 from rvpn.interfaces import IPAddress
 from rvpn.net import changes
 from rvpn.net.changes import Change, Sysctl, decode, encode
 from rvpn.net.host import JOURNAL, OUTER_MARK, HostChanges
 from rvpn.net.netlink import Netlink, Route, Rule
-from rvpn.state import StateDirectory
 
 CHANGES: list[Change] = [
     Sysctl("net/ipv4/conf/lan/forwarding", "0", "1"),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn import newfile
 from rvpn.errors import LocalError
+from rvpn.files import newfile
 
 
 class NewFileTests(SynchronousTestCase):

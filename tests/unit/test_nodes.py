@@ -18,9 +18,9 @@ from rvpn.constants import (
     Role,
     TransformID,
 )
+from rvpn.datapath.packet import inspect
 from rvpn.errors import DropReason
 from rvpn.interfaces import Endpoint, PeerIdentity
-from rvpn.packet import inspect
 from rvpn.policy.model import Cluster, Tunnel
 from tests.unit.simulation import (
     BACK,

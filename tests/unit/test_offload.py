@@ -5,9 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import VNET_HEADER
-from rvpn.errors import DropReason, RemoteError
-from rvpn.esp.codec import sealed_size
-from rvpn.offload import (
+from rvpn.datapath.offload import (
     CHECKSUM_OFFSET,
     CWR,
     FIN,
@@ -26,6 +24,8 @@ from rvpn.offload import (
     room_for,
     transport,
 )
+from rvpn.errors import DropReason, RemoteError
+from rvpn.esp.codec import sealed_size
 from tests.unit.inner_packets import packet, partial, recomputed, vnet
 
 KINDS = [(4, TCP), (4, UDP), (6, TCP), (6, UDP)]

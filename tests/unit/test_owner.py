@@ -3,7 +3,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import CONTROL_SPI, HeartbeatMode
-from rvpn.session_control import Kind
+from rvpn.session.session_control import Kind
 from tests.unit.simulation import INNER, TARGET, Network, udp_packet
 
 OUT = udp_packet(INNER, TARGET, b"")

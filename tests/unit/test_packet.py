@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import MIN_TUNNEL_MTU, NextHeader
-from rvpn.errors import DropReason, RemoteError
-from rvpn.packet import (
+from rvpn.datapath.packet import (
     MAX_EXTENSIONS,
     Headers,
     addresses,
@@ -20,6 +19,7 @@ from rvpn.packet import (
     too_big,
     unreachable,
 )
+from rvpn.errors import DropReason, RemoteError
 
 HOST = {4: "10.1.0.2", 6: "fd00::2"}
 TARGET = {4: "10.2.0.7", 6: "fd01::7"}

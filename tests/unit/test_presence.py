@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.agenda import Agenda
 from rvpn.constants import Mechanism
+from rvpn.gateway.presence import ANNOUNCE_AGAIN, ANNOUNCEMENTS, OWNER_QUESTIONS, SLEPT, Presence
 from rvpn.interfaces import Action, Announce, Endpoint, IPAddress, Path, PeerIdentity, Send, Withdraw
-from rvpn.presence import ANNOUNCE_AGAIN, ANNOUNCEMENTS, OWNER_QUESTIONS, SLEPT, Presence
-from rvpn.sessions import Session
+from rvpn.session.sessions import Session
 
 INNER, INNER6, OTHER = ip_address("10.99.0.1"), ip_address("fd00:99::1"), ip_address("10.99.0.2")
 PATH = Path(Endpoint(ip_address("192.0.2.1"), 4500))

@@ -5,8 +5,8 @@ from ipaddress import ip_address
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.errors import DropReason, RemoteError
+from rvpn.gateway.refusals import MOST_COUNTED, REFUSAL_INTERVAL, SAME_REFUSAL_INTERVAL, Refusals
 from rvpn.interfaces import Endpoint, Event
-from rvpn.refusals import MOST_COUNTED, REFUSAL_INTERVAL, SAME_REFUSAL_INTERVAL, Refusals
 
 HERE, THERE = (Endpoint(ip_address(address), 4500) for address in ("192.0.2.1", "2001:db8::9"))
 NO_KEY, NO_IDENTITY = (

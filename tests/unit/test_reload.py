@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.constants import KEY_EXCHANGE_MARKER, NextHeader
 from rvpn.interfaces import IPAddress, PeerIdentity
 from rvpn.policy.model import Policy
-from rvpn.sessions import SAPair
+from rvpn.session.sessions import SAPair
 from tests.unit.simulation import (
     BACK,
     DELAY,

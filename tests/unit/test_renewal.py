@@ -7,17 +7,17 @@ from typing import Any, cast
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.agenda import Act, Agenda
+from rvpn.client.renewal import Renewal
 from rvpn.constants import BACKOFF_LAST, REKEY_JITTER, REKEY_PACKETS, REKEY_WATCH_INTERVAL
 from rvpn.interfaces import Action, IPAddress
-from rvpn.renewal import Renewal
-from rvpn.sessions import SAPair, Session
+from rvpn.session.sessions import SAPair, Session
 from tests.unit.session_ends import HERE, INNER, PEER, FakeContext, answer, offer
 
 LIFETIME = 7200.0
 
 
 class Failover:
-    """What renewal needs of `rvpn.failover.Failover`, and of its liveness."""
+    """What renewal needs of `rvpn.failover.failover.Failover`, and of its liveness."""
 
     def __init__(self) -> None:
         self.liveness = self

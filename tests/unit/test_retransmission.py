@@ -5,9 +5,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.agenda import Agenda
 from rvpn.constants import CONTROL_INTERVAL, CONTROL_REPEATS
 from rvpn.interfaces import Action, Send
-from rvpn.retransmission import Retransmission
-from rvpn.session_control import Kind, Status
-from rvpn.sessions import SAPair, Session
+from rvpn.session.retransmission import Retransmission
+from rvpn.session.session_control import Kind, Status
+from rvpn.session.sessions import SAPair, Session
 from tests.unit.session_ends import HERE, INNER, PEER, FakeContext, answer, offer
 
 

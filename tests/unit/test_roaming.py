@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import KEY_EXCHANGE_MARKER, ROAMING_PATIENCE, ROAMING_PAUSE, HeartbeatMode
 from rvpn.interfaces import Endpoint, Path
-from rvpn.session_control import CONTROL_SIZE, Kind
+from rvpn.session.session_control import CONTROL_SIZE, Kind
 from tests.unit.simulation import (
     BACK,
     CLIENT_ENDPOINT,

@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-import rvpn.sessions
+import rvpn.session.sessions
 from rvpn.constants import EXCHANGE_TIME, HeartbeatMode, TransformID
 from rvpn.esp.codec import Slots
 from rvpn.esp.sa import OutboundSA
@@ -304,7 +304,7 @@ class ScheduleTests(SynchronousTestCase):
     def test_schedules(self) -> None:
         """Every client is connected in time, no packet goes astray, and no nonce repeats under a key."""
         recorder = NonceRecorder()
-        self.patch(rvpn.sessions, "OutboundSA", recorder.sa())
+        self.patch(rvpn.session.sessions, "OutboundSA", recorder.sa())
         failures = []
         for seed in range(SCHEDULES):
             schedule = Schedule(seed)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.errors import DropReason, RemoteError
-from rvpn.session_control import (
+from rvpn.session.session_control import (
     CONTROL_KEY_SIZE,
     CONTROL_SIZE,
     ControlChannel,

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from rvpn.constants import MAX_SPI, MIN_SPI, MIN_TUNNEL_MTU, NextHeader, TransformID
 from rvpn.errors import RemoteError
 from rvpn.interfaces import Endpoint, IPAddress, Path
-from rvpn.sessions import SAPair, Session, SessionCache
+from rvpn.session.sessions import SAPair, Session, SessionCache
 from tests.unit.esp_ends import opened
 from tests.unit.session_ends import HERE, INNER, PEER, THERE, FakeContext, Numbers, answer, offer
 

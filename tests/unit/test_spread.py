@@ -8,15 +8,15 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.client import Client
-from rvpn.cluster import ClusterInUse, HoldDowns
+from rvpn.client.node import Client
 from rvpn.constants import LONGEST_HOLD_DOWN, HeartbeatMode, Mechanism
+from rvpn.datapath.offload import COMPLETE
+from rvpn.failover.cluster import ClusterInUse, HoldDowns
 from rvpn.interfaces import Action, DatagramBatch, Endpoint, IPAddress, Path, PeerIdentity, Send
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.offload import COMPLETE
 from rvpn.policy.model import Cluster, Policy, Tunnel
-from rvpn.session_control import Kind, Status
-from rvpn.sessions import Session
+from rvpn.session.session_control import Kind, Status
+from rvpn.session.sessions import Session
 from tests.unit.simulation import INNER, OUT, Network, batch_of, udp_packet
 
 NOTHING: list[Any] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.errors import LocalError
-from rvpn.state import MAX_FILE, StateDirectory
+from rvpn.files.state import MAX_FILE, StateDirectory
 
 
 class StateDirectoryTests(SynchronousTestCase):

@@ -4,7 +4,7 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from rvpn.tai64n import LABEL_SIZE, tai64n
+from rvpn.keyexchange.tai64n import LABEL_SIZE, tai64n
 
 
 class LabelTests(SynchronousTestCase):

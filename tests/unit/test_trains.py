@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from rvpn.constants import BATCH_CAPACITY, RUN_BYTES, RUN_DATAGRAMS, VNET_HEADER, NextHeader, TransformID
+from rvpn.datapath.ipfilter import IPFilter
+from rvpn.datapath.offload import GSO_ECN, TCP, UDP, Segmentation, VnetHeader
+from rvpn.datapath.sealing import Sealer
 from rvpn.errors import DropReason, RemoteError
 from rvpn.esp.codec import OVERHEAD, TRAILERS
 from rvpn.esp.replay import ReplayWindow
 from rvpn.esp.sa import OutboundSA
 from rvpn.interfaces import Action, DatagramBatch, PacketBatch, Path
-from rvpn.ipfilter import IPFilter
-from rvpn.offload import GSO_ECN, TCP, UDP, Segmentation, VnetHeader
-from rvpn.sealing import Sealer
-from rvpn.sessions import SAPair, Session, SessionCache
+from rvpn.session.sessions import SAPair, Session, SessionCache
 from tests.unit.inner_packets import packet, partial, vnet
 from tests.unit.session_ends import HERE, INNER, PEER, THERE, FakeContext, Numbers, answer, offer
 from tests.unit.simulation import Network

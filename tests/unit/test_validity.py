@@ -9,8 +9,8 @@ from rvpn.agenda import Agenda
 from rvpn.constants import CERTIFICATE_WATCH_INTERVAL
 from rvpn.interfaces import Action
 from rvpn.keyexchange.credentials import Credentials
-from rvpn.sessions import SAPair, Session, SessionCache
-from rvpn.validity import Validity
+from rvpn.session.sessions import SAPair, Session, SessionCache
+from rvpn.session.validity import Validity
 from tests.unit.session_ends import HERE, INNER, PEER, FakeContext, Numbers, answer, offer
 
 
