@@ -36,7 +36,7 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if text.isdecimal() and least <= int(text) <= most:
             return int(text)
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from {least} to {most}")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {least} to {most}")
 
     return read
 

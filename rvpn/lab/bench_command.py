@@ -29,6 +29,10 @@ from rvpn.lab.rounds import Field, Scenario
 from rvpn.lab.saturation import saturate
 
 _MOST_ROUNDS, _LONGEST = 100, 600.0
+#: Percent of the packets each way: with more, too few of the lab's own connections come about.
+_MOST_LOSS = 30
+#: What rvpn is compared with.
+_OTHERS = tuple(name for name, peer in peers.PEERS.items() if peer.program)
 #: The options of the comparison, which mean nothing to --saturate; they are absent where they are not given.
 _COMPARISON: Mapping[str, Any] = {
     "peers": (),
@@ -65,26 +69,34 @@ def register(parsers: Subparsers) -> None:
 
 def _register_comparison(group: argparse._ArgumentGroup) -> None:
     """Add the options of the comparison; what is not given is in _COMPARISON."""
-    others = ", ".join(name for name, peer in peers.PEERS.items() if peer.program)
-    group.add_argument("--peers", type=_peers, metavar="NAMES", help=f"some of: {others}")
+    group.add_argument("--peers", type=_peers, metavar="NAMES", help=f"some of: {', '.join(_OTHERS)}")
     group.add_argument("--install", action="store_true", help="have apt-get install those that are missing")
     group.add_argument("--rounds", type=whole_number(1, _MOST_ROUNDS), metavar="N", help="default: 5")
     seconds = number(0.1, _LONGEST)
     group.add_argument("--seconds", type=seconds, metavar="S", help="of each transfer (default: 2)")
     group.add_argument("--delay", type=number(0, 100), metavar="MS", help="of each packet, one way")
-    group.add_argument("--loss", type=number(0, 100), metavar="PERCENT", help="each way")
+    group.add_argument("--loss", type=number(0, _MOST_LOSS), metavar="PERCENT", help="each way")
     group.add_argument(
-        "--write", type=Path, metavar="DIRECTORY", help=f"also write {JSON_FILE}, {TABLE_FILE}, {CHART_FILE}"
+        "--write",
+        type=_directory,
+        metavar="DIRECTORY",
+        help=f"also write {JSON_FILE}, {TABLE_FILE}, {CHART_FILE}",
     )
 
 
 def _peers(text: str) -> tuple[str, ...]:
-    """Take names with commas between them; rvpn and no tunnel may be among them."""
+    """Take names with commas between them."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names or [text]:
-        if name not in peers.PEERS:
-            raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(peers.PEERS)}")
+        if name not in _OTHERS:
+            raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(_OTHERS)}")
     return names
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("found '', expected the name of a directory")
+    return Path(text)
 
 
 def _bench(parser: Parser, options: argparse.Namespace) -> int:

@@ -289,7 +289,7 @@ class CommandTests(LabTestCase):
             (("fault", "bore", "gateway1"), "invalid choice: 'bore'", 2),
             (("exec", "client"), "required: COMMAND", 2),
             (("impair", "--loss", "101"), "--loss: found '101', expected a number from 0 to 100", 2),
-            (("up", "--gateways", "21"), "--gateways: found '21', expected a number from 1 to 20", 2),
+            (("up", "--gateways", "21"), "--gateways: found '21', expected a whole number from 1 to 20", 2),
         ):
             done = self.rvpn(*arguments)
             self.assertEqual((done.returncode, done.stdout), (code, ""), done)

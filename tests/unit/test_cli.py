@@ -111,12 +111,17 @@ class ArgumentTests(SynchronousTestCase):
         """So it is with the lab's commands, before they look for a lab, and with its tools."""
         for arguments, fault in (
             (("exec", "client"), "COMMAND"),
-            (("up", "--gateways", "0"), "found '0', expected a number from 1 to 20"),
+            (("up", "--gateways", "0"), "found '0', expected a whole number from 1 to 20"),
             (("impair", "--loss", "200"), "found '200', expected a number from 0 to 100"),
             (("impair", "--delay", "nan"), "found 'nan', expected a number of at least 0"),
             (("heartbeats", "--seconds", "-3"), "found '-3', expected a number from 1 to 3600"),
-            (("failover", "--trials", "0"), "found '0', expected a number from 1 to 10000"),
-            (("failover", "--standby", "16"), "found '16', expected a number from 0 to 15"),
+            (("failover", "--trials", "0"), "found '0', expected a whole number from 1 to 10000"),
+            (("failover", "--standby", "16"), "found '16', expected a whole number from 0 to 15"),
+            (("bench", "--peers", "foo"), "found 'foo', expected some of openvpn, wireguard-go"),
+            (("bench", "--peers", "none"), "found 'none', expected some of openvpn, wireguard-go"),
+            (("bench", "--rounds", "1.5"), "found '1.5', expected a whole number from 1 to 100"),
+            (("bench", "--loss", "100"), "found '100', expected a number from 0 to 30"),
+            (("bench", "--write", ""), "found '', expected the name of a directory"),
             (("failover", "--response", "nan"), "found 'nan', expected a number from 0.001 to 3600"),
         ):
             outcome = rvpn("lab", *arguments)
