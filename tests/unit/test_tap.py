@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.application.app import ServerOptions
 from twisted.application.service import MultiService, Service
-from twisted.logger import LogLevel
+from twisted.logger import LogLevel, capturedLogs, formatEvent, globalLogPublisher
 from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.python.reflect import namedAny
@@ -169,3 +169,14 @@ class JSONLogTests(SynchronousTestCase):
         before, line = path.read_text().splitlines()
         self.assertEqual(before, "before")
         self.assertEqual(json.loads(line)["text"], "line\nbreak")
+
+    def test_full_disk(self) -> None:
+        """A full disk costs lines and nothing else; the other logs are told once."""
+        log = JSONLog("/dev/full")
+        log.startService()
+        self.addCleanup(globalLogPublisher.removeObserver, log)
+        with capturedLogs() as told:
+            for _ in range(3):
+                log({"log_format": "lost"})
+        (event,) = told
+        self.assertEqual(formatEvent(event), "/dev/full: the log is incomplete: No space left on device")
