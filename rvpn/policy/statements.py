@@ -97,7 +97,7 @@ class Source:
             # It may be a line of a secret key, and must not be quoted.
             raise GrammarError("base64 outside of a PEM block", "-----BEGIN ...----- above it")
         left, equals, right = (part.strip() for part in text.partition("="))
-        if not equals:
+        if not (left and equals):
             raise GrammarError(quote(text), "<keyword> = <value>")
         key, label = _key_named(section, left)
         name = key.statement(label)

@@ -317,6 +317,8 @@ class ErrorTests(SynchronousTestCase):
     def test_lines_of_no_form(self) -> None:
         """What is neither a section nor a statement is an error."""
         self.assert_fault("GENERAL", "Port 1", "'Port 1'", "<keyword> = <value>")
+        self.assert_fault("GENERAL", "= 3", "'= 3'", "<keyword> = <value>")
+        self.assert_fault("PEERS", "= 3", "'= 3'", "<keyword> = <value>")
         self.assert_fault("GENERAL", "[LAN] x", "'[LAN] x'", "[<section>] alone on its line")
         self.assert_fault("GENERAL", "Port =", "nothing", "a whole number from 1 to 65535")
         self.assertEqual(
