@@ -59,9 +59,17 @@ def _add_init(subcommands: Subparsers) -> None:
     add_kind(init)
     _add_days(init, AUTHORITY_LIFETIME)
     init.add_argument(
-        "--name", help="the name in its certificate (default: rvpn-ca, the day and six random digits)"
+        "--name",
+        type=_name,
+        help="the name in its certificate (default: rvpn-ca, the day and six random digits)",
     )
     init.set_defaults(run=_init)
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("found '', expected a name")
+    return text
 
 
 def _add_issue(subcommands: Subparsers, role: Role, alternatives: str) -> None:

@@ -135,6 +135,7 @@ class IssueTests(CommandTestCase):
             ("gateway", "--days", "0", "gw1"),
             ("client", "--days", "x", "a"),
             ("init", "--key", "dsa"),
+            ("init", "--name", ""),
         ):
             self.assertEqual(rvpn("pki", *words).code, 2)
 
